@@ -1,0 +1,1 @@
+"""Sources (files, disks, machines) -> snapshot."""

@@ -1,0 +1,1 @@
+"""The command line as `docs/cli.md` promises it: one command per file."""

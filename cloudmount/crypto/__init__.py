@@ -1,0 +1,1 @@
+"""Bytes in secret: keys and their slots, sealing and opening, content ids."""

@@ -1,0 +1,1 @@
+"""`BlockSource`s over stored snapshots: caches, readahead."""

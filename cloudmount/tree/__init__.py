@@ -1,0 +1,1 @@
+"""Repository -> root `Dir`: the one place that decides what the drive looks like."""
