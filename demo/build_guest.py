@@ -178,7 +178,7 @@ def _data(work: Path, data_mib: int) -> tuple[Path, str]:
 
 
 def _ledger(size: int) -> bytes:
-    """Text that compresses as bookkeeping does, about 4 to 1."""
+    """Text that compresses as bookkeeping does, about 2.5 to 1."""
     rng = random.Random(1)
     names = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(2000)]
     lines = []
