@@ -9,11 +9,12 @@ Threading: immutable; as safe as the sources they wrap.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from cloudmount.disks.presence import Presence
 from cloudmount.extents import BlockSource, Bytes, Extent, Layout, Piece, Zeros, check_range, merged
+
+_RUN = 256  # blocks looked at for a run: 512 MiB, more than any reader asks for at once
 
 
 def padded(source: BlockSource, size: int) -> BlockSource:
@@ -21,14 +22,22 @@ def padded(source: BlockSource, size: int) -> BlockSource:
     return Layout([Piece(source.size, source), Piece(size - source.size, Zeros(size - source.size))])
 
 
-def placed(parts: list[tuple[int, BlockSource]]) -> Layout:
-    """Sources at ascending byte offsets, zeros between them."""
-    pieces, end = [], 0
-    for offset, source in parts:
-        assert offset >= end, f"a part at {offset} overlaps the one that ends at {end}"
-        pieces += [Piece(offset - end, Zeros(offset - end)), Piece(source.size, source)]
-        end = offset + source.size
-    return Layout(pieces)
+class Placed(Layout):
+    """Sources at ascending byte offsets, zeros between them. Owns every one, empty ones too."""
+
+    def __init__(self, parts: Sequence[tuple[int, BlockSource]]) -> None:
+        pieces, end = [], 0
+        for offset, source in parts:
+            assert offset >= end, f"a part at {offset} overlaps the one that ends at {end}"
+            pieces += [Piece(offset - end, Zeros(offset - end)), Piece(source.size, source)]
+            end = offset + source.size
+        super().__init__(pieces)
+        self._parts_owned = [source for _, source in parts]
+
+    def close(self) -> None:
+        """Close every source; a `Layout` forgets one without bytes, such as the payload of an empty disk."""
+        for source in self._parts_owned:
+            source.close()
 
 
 class Packed:
@@ -50,18 +59,18 @@ class Packed:
         self.size = presence.count * self._stride
 
     def _pieces(self, offset: int, length: int) -> Iterator[Piece]:
-        """The range as pieces of `prefix` and, as long as can be, of `content`."""
+        """The range as pieces of `prefix` and of `content`, one for each run of blocks."""
         check_range(self.size, offset, length)
-        select, prefix, end = self._presence.select, self._prefix.size, offset + length
+        presence, prefix, end = self._presence, self._prefix.size, offset + length
         while offset < end:
             k, within = divmod(offset, self._stride)
             if within < prefix:
                 piece = Piece(min(end - offset, prefix - within), self._prefix, within)
             else:
-                block, run = select(k), 1
+                block, run = presence.select(k), 1
                 if not prefix:  # present blocks that adjoin in the disk adjoin here: one read
-                    ks = range(k, -(-end // self._stride))
-                    run = bisect_right(ks, block - k, key=lambda i: select(i) - i)
+                    wanted = min(-(-end // self._stride) - k, _RUN, presence.blocks - block)
+                    run = (presence.flags(block, block + wanted) + b"\0").index(0)
                 until = (k + run) * self._stride
                 start = block * self._block_size + within - prefix
                 piece = Piece(min(end, until) - offset, self._content, start)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sparse_disk import SparseDisk
 
-from cloudmount.disks.packing import Packed, Table, padded, placed
+from cloudmount.disks.packing import Packed, Placed, Table, padded
 from cloudmount.disks.presence import BitmapPresence
 from cloudmount.extents import Bytes
 
@@ -69,7 +69,13 @@ def test_table_computes_only_what_is_read(count: int, width: int, data: st.DataO
 def test_padding_and_placing() -> None:
     assert padded(Bytes(b"abc"), 5).read_at(1, 4) == b"bc\0\0"
     assert padded(Bytes(b"abc"), 3).read_at(0, 3) == b"abc"
-    layout = placed([(2, Bytes(b"ab")), (4, Bytes(b"c")), (7, Bytes(b"d"))])
+    layout = Placed([(2, Bytes(b"ab")), (4, Bytes(b"c")), (7, Bytes(b"d"))])
     assert layout.read_at(0, layout.size) == b"\0\0abc\0\0d"
     with pytest.raises(AssertionError, match="overlaps"):
-        placed([(0, Bytes(b"ab")), (1, Bytes(b"c"))])
+        Placed([(0, Bytes(b"ab")), (1, Bytes(b"c"))])
+
+
+def test_what_was_placed_is_closed_even_if_empty() -> None:
+    disk = SparseDisk(BLOCK, {})
+    Placed([(0, Bytes(b"a")), (1, Packed(disk, BitmapPresence(b"\0", 1), BLOCK))]).close()
+    assert disk.closed == 1
