@@ -27,13 +27,14 @@ flock 9
 
 # --- Python ---------------------------------------------------------------------------
 
-python= python_is=
+python= python_is= can_venv=
 for candidate in python3 python3.11 python3.12 python3.13 python3.14; do
-    # Which interpreter it is, and whether it can make a virtual environment by itself.
+    # Whether it can make a virtual environment by itself, and which interpreter it is.
     if python_is=$("$candidate" -c '
 import importlib.util as i, sys
-print(sys.version, sys.base_prefix, "ensurepip" if i.find_spec("ensurepip") else "")
+print("yes" if i.find_spec("ensurepip") else "no", sys.version, sys.base_prefix)
 sys.exit(sys.version_info < (3, 11))' 2>/dev/null); then
+        read -r can_venv python_is <<<"${python_is//$'\n'/ }"
         python=$(command -v "$candidate")
         break
     fi
@@ -42,7 +43,7 @@ done
 
 # --- System packages ------------------------------------------------------------------
 
-has_ensurepip() { [[ $python_is == *ensurepip* ]]; }
+has_ensurepip() { [ "$can_venv" = yes ]; }
 has_node18() { node -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' 2>/dev/null; }
 has_npm() { command -v npm >/dev/null; }
 
