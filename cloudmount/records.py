@@ -70,7 +70,7 @@ def record(*, size: int, spec: str, endian: str = "<") -> Callable[[type[_R]], t
     def declare(cls: type[_R]) -> type[_R]:
         made = dataclasses.dataclass(frozen=True)(cls)
         hints = get_type_hints(cls, include_extras=True)
-        codes = [(f.name, hints[f.name].__metadata__[0]) for f in dataclasses.fields(made)]
+        codes = [(f.name, hints[f.name].__metadata__[0]) for f in dataclasses.fields(made)]  # type: ignore[arg-type]  # made is one; _R can't say so
         made._struct = struct.Struct(endian + "".join(code for _, code in codes))
         made.SIZE, made.SPEC = size, spec
         infos, offset = [], 0

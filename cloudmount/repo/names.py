@@ -1,0 +1,94 @@
+"""Names of objects (FORMAT.md section 2).
+
+Decided here and only here: how an object is called, and how a snapshot's name
+sorts. Pure.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import NamedTuple
+
+CONFIG, CONFIG_COPY = "config", "config.copy"
+PACKS, MAPS, INDEX, SNAPSHOTS, DAMAGE = "packs/", "maps/", "index/", "snapshots/", "damage/"
+_MAX_SEQUENCE, _MAX_TIME = 2**64 - 1, 2**40 - 1
+_MAX_GENERATION = 2**32 - 1
+_KEY = "([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{32})"
+
+
+def pack_name(pack: bytes) -> str:
+    """The object name of the pack with this 16-byte id."""
+    text = pack.hex()
+    return f"{PACKS}{text[:2]}/{text}"
+
+
+def map_name(map: bytes) -> str:
+    """The object name of the map object with this 16-byte id."""
+    return MAPS + map.hex()
+
+
+def pack_id(name: str) -> bytes | None:
+    """The id in a pack's name; None when it is no pack's name."""
+    match = re.fullmatch(r"packs/([0-9a-f]{2})/(\1[0-9a-f]{30})", name)
+    return bytes.fromhex(match[2]) if match else None
+
+
+class SnapshotKey(NamedTuple):
+    """What a snapshot's name tells; in ascending order of age these sort oldest first."""
+
+    sequence: int
+    time: int
+    """Whole seconds since 1970 UTC."""
+    id: str
+    """32 hex digits."""
+
+    def name(self, tag: str) -> str:
+        """The object name under the machine's tag."""
+        return f"{SNAPSHOTS}{tag}/{_MAX_SEQUENCE - self.sequence:016x}-{_MAX_TIME - self.time:010x}-{self.id}"
+
+    @property
+    def folder(self) -> str:
+        """The time as a folder is called, before any `-2`: `2026-11-22T03-00-00Z`."""
+        return folder_time(self.time)
+
+
+class SnapshotName(NamedTuple):
+    """An object name of a snapshot taken apart: `generation` of its layout, 0 for the first."""
+
+    tag: str
+    key: SnapshotKey
+    generation: int
+
+
+def parse_snapshot_name(name: str) -> SnapshotName | None:
+    """A snapshot's object name taken apart; None when it has another form."""
+    match = re.fullmatch(rf"snapshots/([0-9a-f]{{32}})/{_KEY}(?:\.([0-9a-f]{{8}}))?", name)
+    if not match:
+        return None
+    tag, sequence, time, id, generation = match.groups()
+    key = SnapshotKey(_MAX_SEQUENCE - int(sequence, 16), _MAX_TIME - int(time, 16), id)
+    return SnapshotName(tag, key, _MAX_GENERATION - int(generation, 16) if generation else 0)
+
+
+def folder_time(seconds: int) -> str:
+    """A folder's name for a time: `2026-11-22T03-00-00Z`."""
+    try:
+        return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%dT%H-%M-%SZ}"
+    except (OverflowError, ValueError, OSError):
+        return f"time-{seconds}"
+
+
+def iso_time(seconds: int) -> str:
+    """A time as in JSON: `2026-11-22T03:00:00Z`."""
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def folders(keys: list[SnapshotKey]) -> dict[str, SnapshotKey]:
+    """Each of a machine's snapshots by its folder's name, oldest first, `-2` where a second has several."""
+    seen: dict[str, int] = {}
+    named = {}
+    for key in sorted(keys):
+        n = seen[key.folder] = seen.get(key.folder, 0) + 1
+        named[key.folder if n == 1 else f"{key.folder}-{n}"] = key
+    return named

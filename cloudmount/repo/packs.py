@@ -1,0 +1,192 @@
+"""Packs and the tables that tell what lies in them (FORMAT.md sections 5 and 7).
+
+Decided here and only here: how frames are put into a pack, that a pack is proved
+before it is sent, and the content of index objects. A `PackWriter` belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cloudmount.crypto.keyring import ID_BYTES, Keyring
+from cloudmount.errors import CloudMountError, DamagedError
+from cloudmount.repo.columns import decode_column, encode_column
+from cloudmount.repo.locations import Birth, Location
+from cloudmount.repo.names import INDEX, pack_name
+from cloudmount.repo.objects import PieceWriter, open_single, read_table, seal_single
+from cloudmount.repo.payload import decode_payload
+from cloudmount.repo.structures import HEADER_BYTES, KIND_INDEX, KIND_PACK, BirthRow, IndexHeader, PackRow
+
+
+@dataclass(frozen=True, slots=True)
+class PackTable:
+    """What lies in one pack: content ids and sealed lengths of its frames, in order; `size` of the
+    whole object in bytes. `moved` holds the birth and number of frames not sealed for this pack."""
+
+    birth: Birth
+    size: int
+    ids: Sequence[bytes]
+    lengths: Sequence[int]
+    moved: Mapping[int, tuple[Birth, int]] = field(default_factory=dict)
+
+    @property
+    def id(self) -> bytes:
+        """The pack's 16-byte id."""
+        return self.birth.salt[:ID_BYTES]
+
+    def entries(self) -> Iterator[tuple[bytes, Location]]:
+        """Each frame's content id and location."""
+        offset = HEADER_BYTES
+        for place, (content, length) in enumerate(zip(self.ids, self.lengths, strict=True)):
+            birth, number = self.moved.get(place, (self.birth, place))
+            yield content, Location(self.id, offset, length, birth, number)
+            offset += length
+
+
+def encode_tables(tables: Sequence[PackTable]) -> bytes:
+    """The content of an index object, or of a pack's own table."""
+    rows, births = [], []
+    lengths: list[int] = []
+    born: list[int] = []
+    numbers: list[int] = []
+    for t in tables:
+        others = {birth: i for i, birth in enumerate(dict.fromkeys(b for b, _ in t.moved.values()), 1)}
+        rows.append(PackRow(t.birth.epoch, t.birth.salt, t.size, len(t.ids), len(others)).pack())
+        births += [BirthRow(birth.epoch, birth.salt).pack() for birth in others]
+        lengths += t.lengths
+        for place in range(len(t.ids)):
+            birth, number = t.moved.get(place, (t.birth, place))
+            born.append(others.get(birth, 0))
+            numbers.append((number - place) % (1 << 32))
+    ids = b"".join(b"".join(t.ids) for t in tables)
+    columns = [encode_column(column) for column in (lengths, born, numbers)]
+    return b"".join([IndexHeader(len(tables), len(lengths)).pack(), *rows, *births, ids, *columns])
+
+
+def decode_tables(data: bytes) -> list[PackTable]:
+    """The tables in an index object's content; `DamagedError` when they are none."""
+    try:
+        header = IndexHeader.unpack(data)
+        at = IndexHeader.SIZE
+        rows = []
+        for _ in range(header.packs):
+            rows.append(PackRow.unpack(data, at))
+            at += PackRow.SIZE
+        births = []
+        for row in rows:
+            of_pack = [Birth(row.epoch, row.salt)]
+            for _ in range(row.births):
+                other = BirthRow.unpack(data, at)
+                of_pack.append(Birth(other.epoch, other.salt))
+                at += BirthRow.SIZE
+            births.append(of_pack)
+    except ValueError as error:
+        raise DamagedError(str(error)) from None
+    if sum(row.frames for row in rows) != header.frames or at + ID_BYTES * header.frames > len(data):
+        raise DamagedError("an index is cut short")
+    ids = [data[at + ID_BYTES * i : at + ID_BYTES * (i + 1)] for i in range(header.frames)]
+    lengths, at = decode_column(data, at + ID_BYTES * header.frames, header.frames)
+    born, at = decode_column(data, at, header.frames)
+    numbers, at = decode_column(data, at, header.frames)
+    if at != len(data):
+        raise DamagedError("an index has bytes after its end")
+    tables, first = [], 0
+    for row, of_pack in zip(rows, births, strict=True):
+        last = first + row.frames
+        moved = {}
+        if any(born[first:last]) or any(numbers[first:last]):
+            if max(born[first:last]) > row.births:
+                raise DamagedError("an index names a birth that it does not list")
+            moved = {
+                i: (of_pack[born[first + i]], (numbers[first + i] + i) % (1 << 32)) for i in range(row.frames)
+            }
+        own = PackTable(of_pack[0], row.size, ids[first:last], lengths[first:last].tolist(), moved)
+        if HEADER_BYTES + sum(own.lengths) > row.size:
+            raise DamagedError("an index tells of frames beyond a pack's end")
+        tables.append(own)
+        first = last
+    return tables
+
+
+class PackWriter:
+    """One pack being filled."""
+
+    def __init__(self, keys: Keyring) -> None:
+        self._pieces = PieceWriter(keys, KIND_PACK, "frame")
+        self._ids: list[bytes] = []
+        self._lengths: list[int] = []
+        self._plain: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._pieces.size
+
+    def add(self, content: bytes, payload: bytes, plain_length: int) -> Location:
+        """Seal a frame's encoded payload; where it will lie."""
+        offset, length, number = self._pieces.append(payload)
+        self._ids.append(content)
+        self._lengths.append(length)
+        self._plain.append(plain_length)
+        return Location(self._pieces.id, offset, length, self._pieces.birth, number)
+
+    def finish(self) -> FinishedPack:
+        """The object's name, bytes and table, proved by opening every frame from those bytes."""
+        own = self._pieces
+        name = pack_name(own.id)
+        inner = PackTable(own.birth, own.size, self._ids, self._lengths)
+        # The row in the pack's own table gives the bytes before the table: the rest isn't known yet.
+        data = own.sealed_object(name, encode_tables([inner]))
+        table = PackTable(own.birth, len(data), self._ids, self._lengths)
+        return FinishedPack(name, data, table, self._plain)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedPack:
+    """A pack ready to be sent."""
+
+    name: str
+    data: bytes
+    table: PackTable
+    plain_lengths: Sequence[int]
+
+    def prove(self, keys: Keyring) -> None:
+        """Open every frame from the bytes to be sent, with the reader's code."""
+        for (content, at), plain in zip(self.table.entries(), self.plain_lengths, strict=True):
+            sealed = self.data[at.offset : at.offset + at.length]
+            if keys.content_id(open_frame(keys, at, sealed, plain)) != content:
+                raise CloudMountError(
+                    f"{self.name}: a frame just sealed does not open to what was read: this machine's "
+                    "memory or processor may be faulty; nothing was stored"
+                )
+
+
+def open_frame(keys: Keyring, at: Location, sealed: bytes, plain_length: int) -> bytes:
+    """The plain bytes of a frame from its sealed ones; `DamagedError` when they are not those."""
+    if len(sealed) != at.length:
+        raise DamagedError(f"a frame has {len(sealed)} sealed bytes where {at.length} belong")
+    payload = keys.sealer(at.birth.epoch, at.birth.salt, "frame").open(at.number, sealed)
+    return decode_payload(payload, exact=plain_length)
+
+
+def seal_index(keys: Keyring, tables: Sequence[PackTable]) -> tuple[str, bytes]:
+    """An index object: its name and bytes."""
+    return seal_single(keys, KIND_INDEX, INDEX, encode_tables(tables))
+
+
+def open_index(keys: Keyring, name: str, data: bytes) -> list[PackTable]:
+    """The tables in an index object; `DamagedError` when it does not open under its name."""
+    return decode_tables(open_single(keys, KIND_INDEX, name, data))
+
+
+def pack_table(keys: Keyring, name: str, size: int, header: bytes, tail: bytes) -> PackTable:
+    """A pack's own table, authenticated, from its header and last bytes; for salvage and `check`."""
+    content, birth, length = read_table(keys, KIND_PACK, name, header, tail)
+    tables = decode_tables(content)
+    if len(tables) != 1 or pack_name(tables[0].id) != name or tables[0].birth != birth:
+        raise DamagedError(f"{name}: its table is another pack's")
+    t = tables[0]
+    if t.size + length != size or HEADER_BYTES + sum(t.lengths) != t.size:
+        raise DamagedError(f"{name} has {size} bytes where {t.size + length} belong")
+    return PackTable(t.birth, size, t.ids, t.lengths, t.moved)

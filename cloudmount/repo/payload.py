@@ -1,0 +1,58 @@
+"""Plain payloads: a codec byte, then bytes stored as they are or compressed.
+
+Decided here and only here: what is compressed and how, and that nothing inflates
+past what its parent allows. zstd contexts are kept per thread; safe on any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import zstandard
+
+from cloudmount.errors import DamagedError
+
+STORED, ZSTD = b"\x00", b"\x01"
+CODEC_BYTES = 1
+METADATA_LIMIT = 64 << 20
+"""No metadata payload inflates to more bytes than this."""
+LEVEL = 3  # on the 8 GiB guest: 1,972 MB stored, 8.3 CPU s; level 1 stores 2,024 MB
+
+_local = threading.local()
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
+        _local.decompressor = zstandard.ZstdDecompressor()
+    made: zstandard.ZstdCompressor = _local.compressor
+    return made
+
+
+def encode_payload(plain: bytes) -> bytes:
+    """`plain` behind its codec byte, compressed where that makes it shorter."""
+    packed = _compressor().compress(plain)
+    return ZSTD + packed if len(packed) < len(plain) else STORED + plain
+
+
+def decode_payload(payload: bytes, *, exact: int | None = None, limit: int = METADATA_LIMIT) -> bytes:
+    """The plain bytes: exactly `exact` of them when given, at most `limit`; else `DamagedError`."""
+    if exact is not None:
+        limit = exact
+    codec, body = payload[:1], payload[1:]
+    if codec == STORED:
+        plain = body
+    elif codec == ZSTD:
+        _compressor()
+        try:
+            told = zstandard.frame_content_size(body)
+            if not 0 <= told <= limit:
+                raise DamagedError(f"a payload would inflate to {told} bytes, more than the {limit} allowed")
+            plain = _local.decompressor.decompress(body, max_output_size=limit)
+        except zstandard.ZstdError as error:
+            raise DamagedError(f"a payload does not inflate: {error}") from None
+    else:
+        raise DamagedError(f"a payload has the unknown codec {codec.hex() or 'none'}")
+    if len(plain) > limit or (exact is not None and len(plain) != exact):
+        raise DamagedError(f"a payload has {len(plain)} bytes where {limit} belong")
+    return plain

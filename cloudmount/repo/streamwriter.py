@@ -1,0 +1,212 @@
+"""Building the map of a stream while its frames are stored.
+
+Decided here and only here: when a segment of the previous snapshot is shared
+(same ids, same places), and when a segment that lies in too many packs is gathered.
+A builder belongs to one thread; `PreviousSegment` is immutable.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from cloudmount.crypto.keyring import ID_BYTES, ZERO_ID, Keyring
+from cloudmount.errors import DamagedError, StoreError
+from cloudmount.repo.config import Geometry
+from cloudmount.repo.frames import content_digest, segment_digest
+from cloudmount.repo.locations import Location, encode_segment
+from cloudmount.repo.mapset import MapSet
+from cloudmount.repo.pages import Page, SegmentRef, encode_page
+from cloudmount.repo.snapshots import PageRef, Section, StreamRoot
+from cloudmount.repo.streams import StreamMap
+from cloudmount.repo.structures import BLOCK_BYTES, ITEM_DIGESTS, ITEM_IDS, ITEM_LOCATIONS, ITEM_PAGE
+from cloudmount.repo.trust import Trust
+
+MAX_SEGMENT_BIRTHS = 96
+"""A segment lying in more packs than this is gathered: simulated at 1 % scattered change a day, 109 packs
+need 45 KiB of locations, and 48 is the most that a segment should take (docs/architecture.md)."""
+GATHER_TO = 64
+LARGE_BLOCKS = 16
+"""2 MiB blocks in a 32 MiB block."""
+
+
+class PreviousSegment:
+    """A segment of the previous snapshot, as far as it may be used again."""
+
+    def __init__(self, stream: StreamMap, number: int, trust: Trust) -> None:
+        self.ref: SegmentRef | None = None
+        self.avoid: frozenset[bytes] = frozenset()
+        self._ids: list[bytes] = []
+        self._segment = None
+        self._trust = trust
+        try:
+            ref = stream.segment_ref(number) if number < stream.segments else None
+            if ref is None or not (trust.item(ref.locations) and trust.item(ref.ids)):
+                return
+            self._segment, self._ids = stream.segment(number), stream.ids(number)
+            self.ref = ref
+        except (DamagedError, StoreError):
+            return  # as if it were absent: what it told is stored anew
+        if self._segment is not None and len(self._segment.births) > MAX_SEGMENT_BIRTHS:
+            per_pack = Counter(
+                at.pack for i in range(self._segment.frames) if (at := self._segment.locate(i)) is not None
+            )
+            keep = {pack for pack, _ in per_pack.most_common(GATHER_TO)}
+            self.avoid = frozenset(per_pack) - keep
+
+    def frame(self, place: int) -> tuple[bytes, Location] | None:
+        """Content id and location of the frame at `place` in the segment, when it may be used again."""
+        if self._segment is None or place >= self._segment.frames:
+            return None
+        at = self._segment.locate(place)
+        if at is None or at.pack in self.avoid or not self._trust.location(at):
+            return None
+        return self._ids[self._segment.row(place)], at
+
+    def same(self, ids: list[bytes], locations: list[Location | None]) -> bool:
+        """Whether the segment is exactly this, so that its items can be shared."""
+        if self._segment is None or self._segment.frames != len(ids):
+            return False
+        for i, (id, at) in enumerate(zip(ids, locations, strict=True)):
+            if self._segment.locate(i) != at or (at is not None and self._ids[self._segment.row(i)] != id):
+                return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPage:
+    """An encoded page and its digests, with its present blocks of 2 MiB and of 32 MiB."""
+
+    page: bytes
+    digests: bytes
+    blocks: int
+    large_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltStream:
+    """A stream's finished map. `content` is the content digest in hex."""
+
+    pages: list[BuiltPage]
+    content: str
+    sealed: int
+    frames: int
+
+    def root_in_sections(self, take: Callable[[bytes], Section]) -> StreamRoot:
+        """The root with its one page in the snapshot object; `take` gives a section's number."""
+        return self._root([(take(p.page), take(p.digests)) if p.blocks else (None, None) for p in self.pages])
+
+    def root_in_items(self, maps: MapSet) -> StreamRoot:
+        """The root with its pages in map objects."""
+        return self._root(
+            [
+                (maps.add(ITEM_PAGE, p.page), maps.add(ITEM_DIGESTS, p.digests)) if p.blocks else (None, None)
+                for p in self.pages
+            ]
+        )
+
+    def _root(self, refs: Iterable[tuple[object, object]]) -> StreamRoot:
+        pages = [
+            PageRef(page, digests, p.blocks, p.large_blocks)  # type: ignore[arg-type]  # pairs of one kind
+            for (page, digests), p in zip(refs, self.pages, strict=True)
+        ]
+        return StreamRoot(pages, self.sealed, self.frames)
+
+
+class StreamBuilder:
+    """Takes a stream's present frames in order and makes its map."""
+
+    def __init__(
+        self,
+        keys: Keyring,
+        geometry: Geometry,
+        maps: MapSet,
+        trust: Trust,
+        size: int,
+        previous: StreamMap | None = None,
+    ) -> None:
+        self._keys, self._geometry, self._maps, self._trust = keys, geometry, maps, trust
+        self.size = size
+        self._previous = previous
+        self._frames = -(-size // geometry.frame)
+        self._open: dict[int, PreviousSegment] = {}
+        self._current = -1
+        self._ids: list[bytes] = []
+        self._locations: list[Location | None] = []
+        self._refs: dict[int, SegmentRef] = {}
+        self._digests: dict[int, bytes] = {}
+        self._sealed: dict[int, int] = {}
+        self._present = bytearray((-(-size // BLOCK_BYTES) + 7) // 8)
+        self.stored = 0
+        """Frames present so far."""
+
+    def previous_segment(self, number: int) -> PreviousSegment | None:
+        """The segment of the previous snapshot's stream, loaded once; kept until the segment is done."""
+        if self._previous is None:
+            return None
+        if number not in self._open:
+            self._open[number] = PreviousSegment(self._previous, number, self._trust)
+        return self._open[number]
+
+    def _segment_frames(self, number: int) -> int:
+        per = self._geometry.segment_frames
+        return min(per, self._frames - number * per)
+
+    def add(self, frame: int, content: bytes, at: Location) -> None:
+        """The next present frame; numbers ascend, those left out are absent."""
+        number, place = divmod(frame, self._geometry.segment_frames)
+        if number != self._current:
+            assert number > self._current
+            self._finish_segment()
+            self._current = number
+            count = self._segment_frames(number)
+            self._ids, self._locations = [ZERO_ID] * count, [None] * count
+        assert self._locations[place] is None
+        self._ids[place], self._locations[place] = content, at
+        block = frame * self._geometry.frame // BLOCK_BYTES
+        self._present[block >> 3] |= 1 << (block & 7)
+        self._sealed[number] = self._sealed.get(number, 0) + at.length
+        self.stored += 1
+
+    def _finish_segment(self) -> None:
+        number = self._current
+        if number < 0:
+            return
+        previous = self.previous_segment(number)
+        self._open = {n: p for n, p in self._open.items() if n > number}
+        self._digests[number] = segment_digest(self._keys, self._ids)
+        if previous is not None and previous.ref is not None and previous.same(self._ids, self._locations):
+            self._refs[number] = previous.ref
+            return
+        locations = self._maps.add(ITEM_LOCATIONS, encode_segment(self._locations))
+        ids = self._maps.add(ITEM_IDS, b"".join(i for i in self._ids if i != ZERO_ID))
+        stored = sum(at is not None for at in self._locations)
+        self._refs[number] = SegmentRef(stored, locations, ids)
+
+    def finish(self) -> BuiltStream:
+        """The whole map."""
+        self._finish_segment()
+        self._current = 1 << 62
+        per_page = self._geometry.page // self._geometry.segment
+        segments = -(-self._frames // self._geometry.segment_frames)
+        pages = [self._page(n, per_page) for n in range(-(-segments // per_page))]
+        every = (self._digests.get(n, ZERO_ID) for n in range(segments))
+        content = content_digest(self._keys, self.size, self._geometry.frame, every).hex()
+        return BuiltStream(pages, content, sum(self._sealed.values()), self.stored)
+
+    def _page(self, number: int, per_page: int) -> BuiltPage:
+        first = number * per_page
+        first_block = first * self._geometry.segment_blocks
+        blocks = min(per_page * self._geometry.segment_blocks, -(-self.size // BLOCK_BYTES) - first_block)
+        count = -(-blocks // self._geometry.segment_blocks)
+        # A page's first block is a multiple of 16, so its bits begin at a byte.
+        presence = bytes(self._present[first_block // 8 : first_block // 8 + (blocks + 7) // 8])
+        mine = {n: self._refs[n] for n in range(first, first + count) if n in self._refs}
+        sealed = sum(self._sealed[n] for n in mine)
+        page = Page(first, count, blocks, presence, sealed, mine)
+        present = sum(byte.bit_count() for byte in presence)
+        large = sum(1 for i in range(0, len(presence), LARGE_BLOCKS // 8) if any(presence[i : i + 2]))
+        digests = b"".join(self._digests[n] for n in mine)
+        assert len(digests) == ID_BYTES * len(mine)
+        return BuiltPage(encode_page(page), digests, present, large)
