@@ -92,6 +92,7 @@ SECTOR_SIZES = (512, 4096)
 MIN_BLOCK = MIB
 MAX_BLOCK = 256 * MIB
 MAX_DISK_SIZE = 64 * TIB
+MAX_FILE_SIZE = 128 * TIB  # ours: twice the largest disk, so that no count derived from it is absurd
 
 ZERO_GUID = bytes(16)
 
