@@ -76,7 +76,7 @@ install_packages() {
     local apt=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q)
     "${apt[@]}" update >&2 || say "apt-get update failed; going on with the package lists that are here"
     "${apt[@]}" install -y --no-install-recommends "${packages[@]}" >&2 ||
-        die "apt-get could not install: ${packages[*]}"
+        die "could not install them (see above); by hand, as root: apt-get install ${packages[*]}"
 }
 
 # --- Python packages and Azurite ------------------------------------------------------

@@ -298,9 +298,12 @@ class _End(asyncio.BufferedProtocol):
         if self.link.is_cut:
             self.reset()
             return
-        self.transport.pause_reading()  # until there are pipes
+        # Nothing is read until there are pipes. Not at once: the loop of Debian 12's Python 3.11.2 starts to
+        # read after this call even so, but before it looks for bytes.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.transport.pause_reading)
         if self.opened:
-            self.task = asyncio.get_running_loop().create_task(self.opened(self))
+            self.task = loop.create_task(self.opened(self))
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self.buffer
