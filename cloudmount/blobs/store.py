@@ -18,15 +18,40 @@ Demanded of every store:
   passed), and the wrapper `retrying` decides.
 - Deadlines are absolute `time.monotonic()` seconds, None for the store's own
   default; passing one must end the call within a second, also when the other
-  side goes silent in the middle of an answer.
+  side goes silent in the middle of an answer. One already past fails at once.
+  A listing's deadline is that of the whole iteration.
+- `NoRepositoryError` from any method but `prepare` when the folder or container
+  itself is missing.
 """
 
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
+
+LIST_PAGE = 5000
+"""Objects in one request of an unlimited listing (Azure's most)."""
+
+_NAME = re.compile(r"(?!.{201})(?:(?!\.)[A-Za-z0-9_.=~+-]+(?<!\.)(?:/(?!$)|$))+\Z")
+_PREFIX = re.compile(r"(?!.{201})[A-Za-z0-9_.=~+/-]*\Z")
+
+
+def check_name(name: str) -> str:
+    """`name` as it is; `ValueError` when it is not one that every store can hold."""
+    if not _NAME.match(name):
+        raise ValueError(f"not an object's name: {name!r}")
+    return name
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` as it is; `ValueError` when no object's name can start with it."""
+    if not _PREFIX.match(prefix):
+        raise ValueError(f"not the start of an object's name: {prefix!r}")
+    return prefix
+
 
 Tier = str
 """Where an object is kept: "hot", "cool" or "cold"; stores without tiers ignore it."""
@@ -68,7 +93,8 @@ class BlobStore(abc.ABC):
         """Bytes of an object, in one request: exactly `length` at `offset`, or all from `offset` on.
 
         `BlobMissingError` when there is no such object; `DamagedError` when it ends before the
-        range does; never fewer bytes than asked.
+        range does, or before or at an `offset` above 0; never fewer bytes than asked. A `length`
+        of 0 is answered without asking the store.
         """
 
     @abc.abstractmethod
