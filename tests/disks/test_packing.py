@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_disk import SparseDisk
 
 from cloudmount.disks.packing import Packed, Placed, Table, padded
 from cloudmount.disks.presence import BitmapPresence
 from cloudmount.extents import Bytes
+from tests.disks.sparse_disk import SparseDisk
 
 BLOCK = 16
 

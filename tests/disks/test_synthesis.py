@@ -14,14 +14,14 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import Libvhdi, qemu_agrees, qemu_reads, qemu_sha256, run, sha256
-from sparse_disk import SparseDisk, disks, write_file
-from vhdx_structure import Structure
 
 from cloudmount.disks.presence import BitmapPresence
 from cloudmount.disks.synthesis import Identity, synthesise_vhdx, vhdx_size
 from cloudmount.errors import UsageError
 from cloudmount.extents import Zeros
+from tests.disks.oracles import Libvhdi, qemu_agrees, qemu_reads, qemu_sha256, run, sha256
+from tests.disks.sparse_disk import SparseDisk, disks, write_file
+from tests.disks.vhdx_structure import Structure
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 DISK_ID = UUID("01234567-89ab-cdef-0123-456789abcdef")

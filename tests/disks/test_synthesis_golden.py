@@ -11,13 +11,13 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from sparse_disk import SparseDisk
-from vhdx_structure import Structure
 
 from cloudmount.disks.presence import BitmapPresence
 from cloudmount.disks.synthesis import Identity, synthesise_vhdx
 from cloudmount.disks.vhd_synthesis import synthesise_fixed_vhd, synthesise_vhd
 from cloudmount.extents import BlockSource, Zeros
+from tests.disks.sparse_disk import SparseDisk
+from tests.disks.vhdx_structure import Structure
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 ONE = Identity(

@@ -10,14 +10,14 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import Libvhdi, qemu_agrees, qemu_reads, qemu_sha256, run, sha256
-from sparse_disk import SparseDisk, disks, write_file
 
 from cloudmount.disks.presence import BitmapPresence
 from cloudmount.disks.synthesis import Identity
 from cloudmount.disks.vhd_synthesis import _geometry, synthesise_fixed_vhd, synthesise_vhd
 from cloudmount.errors import UsageError
 from cloudmount.extents import BlockSource, Zeros
+from tests.disks.oracles import Libvhdi, qemu_agrees, qemu_reads, qemu_sha256, run, sha256
+from tests.disks.sparse_disk import SparseDisk, disks, write_file
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 MAX = 2040 * GIB
