@@ -117,16 +117,16 @@ class AzureStore(BlobStore):
         target = self._target(name)
         if length == 0:
             return b""
-        headers = {}
-        if offset or length is not None:
-            last = "" if length is None else offset + length - 1
-            headers["Range"] = f"bytes={offset}-{last}"
+        ranged = offset > 0 or length is not None
+        last = "" if length is None else offset + length - 1
+        # Not "Range": the SDK's signature leaves that one out.
+        headers = {"x-ms-range": f"bytes={offset}-{last}"} if ranged else {}
         answer = self._ask("read", name, "GET", target, headers, None, deadline=deadline, most=length)
-        if answer.status != (206 if headers else 200):
+        if answer.status != (206 if ranged else 200):
             if answer.status in (200, 206):
                 raise StoreUnreachableError(f"another range of {name} came than was asked for")
             raise failure(answer, "read", name, self._what)
-        if headers:
+        if ranged:
             check_range(answer, name, offset, length)
         return answer.body
 
@@ -234,7 +234,7 @@ class AzureStore(BlobStore):
         most: int | None = None,
     ) -> Answer:
         """One request, `target` being what follows the container's own URL."""
-        headers |= {
+        headers = headers | {
             "x-ms-version": _VERSION,
             "x-ms-date": formatdate(usegmt=True),
             "x-ms-client-request-id": str(uuid.uuid4()),

@@ -120,7 +120,7 @@ def check_range(answer: Answer, name: str, offset: int, length: int | None) -> N
     span, _, size = told.removeprefix("bytes ").partition("/")
     if not span.startswith(f"{offset}-") or not size.isdigit():
         raise StoreUnreachableError(f"another range of {name} came than was asked for")
-    end = int(size) if length is None else offset + length
+    end = max(int(size), offset + 1) if length is None else offset + length
     if int(size) < end:
         raise DamagedError(f"object {name} has {size} bytes, but {end} are needed")
     if len(answer.body) != end - offset:
@@ -174,7 +174,7 @@ def _seconds(date: str) -> float:
     if match := _DATE.fullmatch(date):
         day, month, year, hour, minute, second = match.groups()
         number = _MONTHS.index(month) // 3 + 1
-        return calendar.timegm((int(year), number, int(day), int(hour), int(minute), int(second)))
+        return float(calendar.timegm((int(year), number, int(day), int(hour), int(minute), int(second))))
     parsed = email.utils.parsedate_tz(date)
     return float(email.utils.mktime_tz(parsed)) if parsed else 0.0
 

@@ -284,25 +284,30 @@ def _exchange(
     else:
         response = connection.getresponse()
     if response.status < 300 and not complete:
+        response.close()
         raise ConnectionResetError("the answer came before the request was sent")
-    limit = most if response.status < 300 else _ERROR_BODY
+    with response:  # else an answer that broke keeps its socket open
+        content = _body(response, most if response.status < 300 else _ERROR_BODY)
+        return Answer(response.status, response.headers, content), complete and not response.will_close
+
+
+def _body(response: http.client.HTTPResponse, limit: int | None) -> bytes:
+    """All of an answer's body; `HTTPException` when it is cut short or longer than `limit`."""
     if response.length is None and not response.chunked:
         raise http.client.HTTPException("an answer without a length")
     if limit is not None and (response.length or 0) > limit:
         raise http.client.HTTPException(f"{response.length} bytes where {limit} were asked for")
     if response.length is not None and response.length <= _READ_PIECE:
-        content = response.read()
-    else:
-        pieces, total = [], 0
-        while piece := response.read(_READ_PIECE if limit is None else min(_READ_PIECE, limit + 1 - total)):
-            pieces.append(piece)
-            total += len(piece)
-            if limit is not None and total > limit:
-                raise http.client.HTTPException(f"more than the {limit} bytes that were asked for")
-        content = b"".join(pieces)
-        if response.length:
-            raise http.client.IncompleteRead(b"", response.length)
-    return Answer(response.status, response.headers, content), complete and not response.will_close
+        return response.read()
+    pieces, total = [], 0
+    while piece := response.read(_READ_PIECE if limit is None else min(_READ_PIECE, limit + 1 - total)):
+        pieces.append(piece)
+        total += len(piece)
+        if limit is not None and total > limit:
+            raise http.client.HTTPException(f"more than the {limit} bytes that were asked for")
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(pieces)
 
 
 def _proxy(host: str) -> urllib.parse.SplitResult | None:

@@ -173,9 +173,9 @@ class LocalStore(BlobStore):
         _check_time(deadline)
         with self._translating("list", prefix):
             self._check_root()
-            for key, entry in self._entries(prefix):
-                if key.endswith("/") and next(self._walk(f"{prefix}{key}", "", "", deadline), None):
-                    yield entry.name
+            for name in sorted(key[:-1] for key, _ in self._entries(prefix) if key.endswith("/")):
+                if next(self._walk(f"{prefix}{name}/", "", "", deadline), None):
+                    yield name
 
     def delete(self, name: str, *, deadline: float | None = None) -> None:
         path = self._path(name)
