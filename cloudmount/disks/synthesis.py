@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID, uuid5
 
 from cloudmount.disks import vhdx_records as vhdx
@@ -90,29 +91,30 @@ class Identity:
             raise ValueError(f"presence of {presence.blocks} blocks is not that of {self.size} bytes")
 
 
+def vhdx_block_size(size: int) -> int:
+    """Bytes of a block in the VHDX of a disk of `size` bytes."""
+    return LARGE_BLOCK_SIZE if size > LARGE_ABOVE else BLOCK_SIZE
+
+
 class _Plan:
     """Where things lie in the VHDX of one disk."""
 
-    def __init__(self, presence: Presence, identity: Identity) -> None:
-        identity.check_blocks(presence)
+    def __init__(self, identity: Identity) -> None:
         if not 0 < identity.size <= vhdx.MAX_DISK_SIZE:
             raise UsageError(
                 f"{identity.name} has {identity.size} bytes, and a VHDX holds 1 byte to 64 TiB: "
                 "use the raw image instead (disk.img, --format raw)"
             )
-        self.block_size, self.presence = BLOCK_SIZE, presence
-        if identity.size > LARGE_ABOVE:
-            self.block_size = LARGE_BLOCK_SIZE
-            self.presence = presence.coarsened(LARGE_BLOCK_SIZE // BLOCK_SIZE)
+        self.block_size = vhdx_block_size(identity.size)
+        self.blocks = -(-identity.size // self.block_size)
         self.ratio = vhdx.chunk_ratio(self.block_size, identity.logical_sector)
         self.entries = vhdx.bat_entry_count(
             identity.sectors_size, self.block_size, identity.logical_sector, has_parent=False
         )
         self.bat_length = -(-self.entries * vhdx.BAT_ENTRY_LENGTH // vhdx.ALIGNMENT) * vhdx.ALIGNMENT
         self.payload_offset = _BAT_OFFSET + self.bat_length
-        self.file_size = self.payload_offset + self.presence.count * self.block_size
 
-    def bat(self, start: int, stop: int) -> bytes:
+    def bat(self, presence: Presence, start: int, stop: int) -> bytes:
         """BAT entries `start`..`stop` (2.5.1): a chunk's blocks, then its sector bitmap, not present."""
         entries: list[int] = []
         while start < stop:
@@ -123,9 +125,9 @@ class _Plan:
                 continue
             n = min(stop - start, self.ratio - slot)
             block = chunk * self.ratio + slot
-            entry = self.payload_offset + self.presence.rank(block) * self.block_size
+            entry = self.payload_offset + presence.rank(block) * self.block_size
             entry |= vhdx.BlockState.FULLY_PRESENT
-            for flag in self.presence.flags(block, block + n):
+            for flag in presence.flags(block, block + n):
                 if flag:
                     entries.append(entry)
                     entry += self.block_size
@@ -135,24 +137,34 @@ class _Plan:
         return struct.pack(f"<{len(entries)}Q", *entries)
 
 
-def vhdx_size(presence: Presence, identity: Identity) -> int:
-    """Bytes of the file that `synthesise_vhdx` gives, without its content. Errors: as there."""
-    return _Plan(presence, identity).file_size
+def vhdx_size(identity: Identity, present: int) -> int:
+    """Bytes of the file that `synthesise_vhdx` gives, from one number: neither content nor presence is read.
+
+    `present` counts the present blocks of `vhdx_block_size`. Errors: as there.
+    """
+    plan = _Plan(identity)
+    if not 0 <= present <= plan.blocks:
+        raise ValueError(f"{identity.name} can't have {present} of its {plan.blocks} blocks present")
+    return plan.payload_offset + present * plan.block_size
 
 
 def synthesise_vhdx(content: BlockSource, presence: Presence, identity: Identity) -> BlockSource:
     """The disk `content` as a VHDX file; owns `content`.
 
-    Blocks that `presence` lacks must read as zeros. `UsageError` for a disk that
-    no VHDX can hold (empty, or above 64 TiB), `ValueError` when the three don't
-    belong together.
+    `presence` is in blocks of 2 MiB, those that it lacks must read as zeros.
+    `UsageError` for a disk that no VHDX can hold (empty, or above 64 TiB),
+    `ValueError` when the three don't belong together.
     """
     if content.size != identity.size:
         raise ValueError(f"{identity.name} has {content.size} bytes, its identity says {identity.size}")
-    plan = _Plan(presence, identity)
+    identity.check_blocks(presence)
+    plan = _Plan(identity)
+    if plan.block_size != BLOCK_SIZE:
+        presence = presence.coarsened(plan.block_size // BLOCK_SIZE)
     region_table = Bytes(_region_table(plan.bat_length))
     metadata_table, metadata_items = _metadata(identity, plan.block_size)
-    blocks = padded(content, plan.presence.blocks * plan.block_size)
+    blocks = padded(content, plan.blocks * plan.block_size)
+    bat = Table(plan.entries, vhdx.BAT_ENTRY_LENGTH, partial(plan.bat, presence))
     return Placed(
         [
             (
@@ -167,8 +179,8 @@ def synthesise_vhdx(content: BlockSource, presence: Presence, identity: Identity
             *((at, region_table) for at in vhdx.REGION_TABLE_OFFSETS),
             (_METADATA_OFFSET, Bytes(metadata_table)),
             (_METADATA_OFFSET + vhdx.METADATA_TABLE_LENGTH, Bytes(metadata_items)),
-            (_BAT_OFFSET, Table(plan.entries, vhdx.BAT_ENTRY_LENGTH, plan.bat)),
-            (plan.payload_offset, Packed(blocks, plan.presence, plan.block_size)),
+            (_BAT_OFFSET, bat),
+            (plan.payload_offset, Packed(blocks, presence, plan.block_size)),
         ]
     )
 

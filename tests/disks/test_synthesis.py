@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmount.disks.presence import BitmapPresence
-from cloudmount.disks.synthesis import Identity, synthesise_vhdx, vhdx_size
+from cloudmount.disks.synthesis import Identity, synthesise_vhdx, vhdx_block_size, vhdx_size
 from cloudmount.errors import UsageError
 from cloudmount.extents import Zeros
 from tests.disks.oracles import Libvhdi, qemu_agrees, qemu_reads, qemu_sha256, run, sha256
@@ -43,10 +43,12 @@ def letters(size: int, *offsets: int, length: int = 3 * KIB) -> SparseDisk:
 def vhdx_file(disk: SparseDisk, logical: int = 512) -> Iterator[tuple[Path, Structure]]:
     """The disk as a VHDX file, and its structure after the check."""
     vhdx = synthesise_vhdx(disk, disk.presence, identity(disk.size, logical))
-    assert vhdx.size == vhdx_size(disk.presence, identity(disk.size, logical))
     structure = Structure(vhdx)
     touched = {b for at, data in disk.runs for b in (at, at + len(data) - 1)}
-    assert {b // structure.block_size for b in touched} <= structure.check_bat()
+    present = structure.check_bat()
+    assert {b // structure.block_size for b in touched} <= present
+    assert vhdx_block_size(disk.size) == structure.block_size
+    assert vhdx_size(identity(disk.size, logical), len(present)) == vhdx.size
     with TemporaryDirectory() as folder:
         yield write_file(vhdx, Path(folder) / "disk.vhdx"), structure
 
@@ -274,7 +276,7 @@ def test_content_is_closed_even_if_no_block_is_present() -> None:
 def test_a_disk_no_vhdx_can_hold(size: int) -> None:
     presence = BitmapPresence(bytes(-(-size // (16 * MIB))), -(-size // (2 * MIB)))
     for call in (
-        lambda: vhdx_size(presence, identity(size)),
+        lambda: vhdx_size(identity(size), 0),
         lambda: synthesise_vhdx(Zeros(size), presence, identity(size)),
     ):
         with pytest.raises(UsageError, match=f"disk has {size} bytes.*raw"):
@@ -287,6 +289,9 @@ def test_what_does_not_belong_together() -> None:
         synthesise_vhdx(disk, disk.presence, identity(2 * MIB))
     with pytest.raises(ValueError, match="presence of 1 blocks"):
         synthesise_vhdx(disk, BitmapPresence(b"\1", 1), identity(3 * MIB))
+    for present in (-1, 3):
+        with pytest.raises(ValueError, match="of its 2 blocks present"):
+            vhdx_size(identity(3 * MIB), present)
     for size, logical, physical in ((-1, 512, 512), (1, 1024, 512), (1, 512, 0)):
         with pytest.raises(ValueError, match=r"can't have|512 or 4096"):
             identity(size, logical, physical)
