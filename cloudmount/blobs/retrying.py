@@ -101,8 +101,10 @@ class RetryingStore(BlobStore):
         self._answered = starting is None
 
     def with_policy(self, policy: RetryPolicy) -> RetryingStore:
-        """The same store below, tried as `policy` says; each is closed by itself."""
-        return RetryingStore(self.inner, policy, starting=None, clock=self._clock, rng=self._random)
+        """The same store, tried as `policy` says; closing either closes both."""
+        other = RetryingStore(self.inner, policy, starting=None, clock=self._clock, rng=self._random)
+        other._closed, other._sleep = self._closed, self._sleep
+        return other
 
     @property
     def address(self) -> str:
