@@ -46,6 +46,8 @@ class Entry:
     hardlink: str | None = None
     rdev: int | None = None
     xattrs: dict[str, bytes] | None = None
+    original: str | None = None
+    """What it was called, where the drive's name differs."""
     consistent: bool = True
 
     @property

@@ -7,7 +7,7 @@ and its compact form in memory. Values are immutable; safe on any thread.
 from __future__ import annotations
 
 import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +70,13 @@ class Segment:
     def row(self, frame: int) -> int:
         """The frame's row among the stored ones (its place in the segment's ids), -1 when absent."""
         return self._row[frame]
+
+    def locations(self) -> Iterator[Location]:
+        """Where its present frames lie, in order."""
+        for i in range(self.frames):
+            at = self.locate(i)
+            if at is not None:
+                yield at
 
     @property
     def stored(self) -> int:

@@ -7,8 +7,9 @@ A builder belongs to one thread; `PreviousSegment` is immutable.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cloudmount.crypto.keyring import ID_BYTES, ZERO_ID, Keyring
@@ -93,9 +94,9 @@ class BuiltStream:
     sealed: int
     frames: int
 
-    def root_in_sections(self, take: Callable[[bytes], Section]) -> StreamRoot:
-        """The root with its one page in the snapshot object; `take` gives a section's number."""
-        return self._root([(take(p.page), take(p.digests)) if p.blocks else (None, None) for p in self.pages])
+    def root_in_sections(self, page: Section, digests: Section) -> StreamRoot:
+        """The root of a stream of one page that lies in these sections of the snapshot object."""
+        return self._root([(page, digests)])
 
     def root_in_items(self, maps: MapSet) -> StreamRoot:
         """The root with its pages in map objects."""
@@ -131,6 +132,7 @@ class StreamBuilder:
         self._previous = previous
         self._frames = -(-size // geometry.frame)
         self._open: dict[int, PreviousSegment] = {}
+        self._loading = threading.Lock()
         self._current = -1
         self._ids: list[bytes] = []
         self._locations: list[Location | None] = []
@@ -142,12 +144,29 @@ class StreamBuilder:
         """Frames present so far."""
 
     def previous_segment(self, number: int) -> PreviousSegment | None:
-        """The segment of the previous snapshot's stream, loaded once; kept until the segment is done."""
+        """The segment of the previous snapshot's stream, loaded once; kept until the segment is done.
+
+        On any thread.
+        """
         if self._previous is None:
             return None
-        if number not in self._open:
-            self._open[number] = PreviousSegment(self._previous, number, self._trust)
-        return self._open[number]
+        with self._loading:
+            if number not in self._open:
+                self._open[number] = PreviousSegment(self._previous, number, self._trust)
+            return self._open[number]
+
+    def known(self, frame: int, content: bytes) -> Location | None:
+        """Where the previous snapshot keeps this frame, if with this content. On any thread."""
+        number, place = divmod(frame, self._geometry.segment_frames)
+        previous = self.previous_segment(number)
+        there = previous.frame(place) if previous is not None else None
+        return there[1] if there is not None and there[0] == content else None
+
+    def usable(self, frame: int, at: Location) -> bool:
+        """Whether the frame may use what is stored at `at`: not when its segment is being gathered
+        out of that pack. On any thread."""
+        previous = self.previous_segment(frame // self._geometry.segment_frames)
+        return previous is None or at.pack not in previous.avoid
 
     def _segment_frames(self, number: int) -> int:
         per = self._geometry.segment_frames
@@ -174,7 +193,8 @@ class StreamBuilder:
         if number < 0:
             return
         previous = self.previous_segment(number)
-        self._open = {n: p for n, p in self._open.items() if n > number}
+        with self._loading:
+            self._open = {n: p for n, p in self._open.items() if n > number}
         self._digests[number] = segment_digest(self._keys, self._ids)
         if previous is not None and previous.ref is not None and previous.same(self._ids, self._locations):
             self._refs[number] = previous.ref

@@ -1,0 +1,177 @@
+"""Frames from sources into packs: read, hashed, compressed in parallel; sealed in order.
+
+Decided here and only here: the order of things (frames lie in packs in the order of
+the source), how much is in memory (`BATCH_BYTES` times `AHEAD`, plus the packs in
+flight), and which frames are read at all (those a source's extents call data). The
+methods of `Pipeline` belong to one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+from cloudmount.backup.progress import BackupProgress
+from cloudmount.backup.uploader import Uploader
+from cloudmount.crypto.keyring import Keyring
+from cloudmount.errors import CloudMountError, UnreadableInputError
+from cloudmount.extents import BlockSource
+from cloudmount.repo.config import Geometry
+from cloudmount.repo.locations import Location
+from cloudmount.repo.payload import decode_payload, encode_payload
+
+BATCH_BYTES = 1 << 20
+AHEAD = 24
+WORKERS = (os.cpu_count() or 2) + 2
+"""Threads that read, hash and compress: two more than processors, as some wait for the disk."""
+
+
+class Taken(NamedTuple):
+    """A frame that was read: its number, content id, where it is stored already, else its payload."""
+
+    frame: int
+    content: bytes
+    at: Location | None
+    payload: bytes
+    length: int
+
+
+class Sink(Protocol):
+    """Takes the present frames of one stream in order."""
+
+    def add(self, frame: int, content: bytes, at: Location) -> None:
+        """The next present frame."""
+
+    def known(self, frame: int, content: bytes) -> Location | None:
+        """Where the previous snapshot keeps this frame, if with this content id. On any thread."""
+
+    def usable(self, frame: int, at: Location) -> bool:
+        """Whether this frame may use what is stored at `at`. On any thread."""
+
+    def failed(self, error: UnreadableInputError) -> None:
+        """The source could not be read; nothing more of this stream follows."""
+
+
+class Pipeline:
+    """Stores the frames of one stream after another."""
+
+    def __init__(
+        self, keys: Keyring, geometry: Geometry, uploader: Uploader, progress: BackupProgress
+    ) -> None:
+        self._keys, self._frame = keys, geometry.frame
+        self._uploader, self._progress = uploader, progress
+        self._zeros = bytes(geometry.frame)
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="frames")
+        self._queue: deque[tuple[Future[list[Taken]], Sink] | Callable[[], None]] = deque()
+        self._ahead = 0
+        self._batch = max(1, BATCH_BYTES // geometry.frame)
+
+    def ranges(self, source: BlockSource) -> Iterator[tuple[int, int]]:
+        """(first frame, count) of the frames that hold data, at most a batch each, in order."""
+        first = end = 0
+        for extent in source.extents(0, source.size):
+            if not extent.data:
+                continue
+            a, b = extent.offset // self._frame, -(-extent.end // self._frame)
+            a = max(a, end)
+            if a > end:
+                yield from self._cut(first, end)
+                first = a
+            end = max(end, b)
+            while end - first > self._batch:
+                yield first, self._batch
+                first += self._batch
+        yield from self._cut(first, end)
+
+    def _cut(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        while first < end:
+            n = min(self._batch, end - first)
+            yield first, n
+            first += n
+
+    def stream(self, source: BlockSource, sink: Sink) -> None:
+        """Store a stream: every present frame reaches `sink`, in order, by the time `then` runs."""
+        done = 0
+        for first, count in self.ranges(source):
+            self._submit(functools.partial(self._take, source, first, count, sink), sink)
+            end = min((first + count) * self._frame, source.size)
+            self._progress.add(done_bytes=end - done)
+            done = end
+        self._progress.add(done_bytes=source.size - done)
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Run `action` on this thread once all before it reached their sinks."""
+        self._queue.append(action)
+
+    def _submit(self, job: Callable[[], list[Taken]], sink: Sink) -> None:
+        while self._ahead >= AHEAD:
+            self._next()
+        self._queue.append((self._pool.submit(job), sink))
+        self._ahead += 1
+
+    def _next(self) -> None:
+        head = self._queue.popleft()
+        if not isinstance(head, tuple):
+            head()
+            return
+        future, sink = head
+        self._ahead -= 1
+        try:
+            taken = self._wait(future)
+        except UnreadableInputError as error:
+            sink.failed(error)
+            return
+        for t in taken:
+            at = t.at or self._find(t.frame, t.content, sink)
+            if at is None:
+                at = self._uploader.store(t.content, t.payload, t.length)
+            sink.add(t.frame, t.content, at)
+            self._progress.add(frames=1)
+
+    def _wait(self, future: Future[list[Taken]]) -> list[Taken]:
+        while True:
+            self._uploader.check()
+            try:
+                return future.result(timeout=0.5)  # so that a failed upload is noticed behind a slow source
+            except TimeoutError:
+                if future.done():
+                    raise
+
+    def _find(self, frame: int, content: bytes, sink: Sink) -> Location | None:
+        at = self._uploader.find(content)
+        return at if at is not None and sink.usable(frame, at) else None
+
+    def _take(self, source: BlockSource, first: int, count: int, sink: Sink) -> list[Taken]:
+        offset = first * self._frame
+        data = source.read_at(offset, min(count * self._frame, source.size - offset))
+        self._progress.add(read_bytes=len(data))
+        taken = []
+        for i in range(count):
+            plain = data[i * self._frame : (i + 1) * self._frame]
+            if plain == self._zeros or (len(plain) < self._frame and not any(plain)):
+                continue
+            content = self._keys.content_id(plain)
+            at = sink.known(first + i, content) or self._find(first + i, content, sink)
+            payload = b"" if at is not None else self._encode(plain)
+            taken.append(Taken(first + i, content, at, payload, len(plain)))
+        return taken
+
+    @staticmethod
+    def _encode(plain: bytes) -> bytes:
+        payload = encode_payload(plain)
+        if decode_payload(payload, exact=len(plain)) != plain:
+            raise CloudMountError("what was compressed does not inflate to itself: faulty memory?")
+        return payload
+
+    def drain(self) -> None:
+        """Deal with everything submitted so far."""
+        while self._queue:
+            self._next()
+
+    def close(self) -> None:
+        """End the threads, whatever they do."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

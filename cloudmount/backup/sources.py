@@ -1,0 +1,137 @@
+"""What is to be backed up: the paths given, walked, with their names on the drive.
+
+Decided here and only here: what is met in which order (the order of entries, FORMAT.md
+section 6.4), what is left out, and that a path given must be readable while one met on
+the way is skipped and told. Belongs to one thread; reads folders and signatures only.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloudmount.backup.naming import RESERVED_AT_TOP, drive_names, last_components
+from cloudmount.disks.detect import DiskKind, detect, parents_in
+from cloudmount.errors import UnreadableInputError, UsageError
+
+Tell = Callable[[str, str], None]
+"""Called with a path and why it is skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something to back up. `folder` and `name` are the drive's; a disk's name has no ending."""
+
+    path: str
+    folder: str
+    name: str
+    original: str
+    status: os.stat_result
+    disk: bool
+    named: bool
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return stat.S_ISDIR(self.status.st_mode)
+
+
+class Sources:
+    """The paths of one backup.
+
+    `exclude` and `as_file` are patterns as in `fnmatch`: one without a slash is held against names, one
+    with a slash against whole paths. `leave_out` names files by (device, inode): the repository itself.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        exclude: Sequence[str] = (),
+        as_file: Sequence[str] = (),
+        leave_out: frozenset[tuple[int, int]] = frozenset(),
+    ) -> None:
+        if not paths:
+            raise UsageError("nothing to back up: give at least one path")
+        self._exclude, self._as_file = list(exclude), list(as_file)
+        self._leave_out = leave_out
+        self._tell: Tell = lambda path, why: None
+        self._top: list[tuple[str, str, os.stat_result, DiskKind | None]] = []
+        for path, name in zip(paths, last_components(paths), strict=True):
+            try:
+                status = os.stat(path)
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                raise UnreadableInputError(f"{path}: can't be read: {why}") from None
+            kind = None if _matches(path, self._as_file) else detect(path, named=True)
+            if stat.S_ISDIR(status.st_mode):
+                if not os.access(path, os.R_OK | os.X_OK):
+                    raise UnreadableInputError(f"{path}: can't be read: permission denied")
+            elif stat.S_ISREG(status.st_mode) and not os.access(path, os.R_OK):
+                raise UnreadableInputError(f"{path}: can't be read: permission denied")
+            self._top.append((path, name, status, kind))
+
+    def walk(self, tell: Tell) -> Iterator[Found]:
+        """Everything, in the order of entries: a folder's children before what lies deeper."""
+        self._tell = tell
+        items = [(name, kind is not None) for _, name, _, kind in self._top]
+        names = drive_names(items, RESERVED_AT_TOP)
+        top = [
+            Found(path, "", names[name], name, status, kind is not None, True)
+            for path, name, status, kind in self._top
+        ]
+        yield from self._group(top)
+
+    def _group(self, group: list[Found]) -> Iterator[Found]:
+        group.sort(key=lambda f: os.fsencode(f.name))
+        yield from group
+        for found in group:
+            if found.is_folder:
+                inner = f"{found.folder}/{found.name}" if found.folder else found.name
+                yield from self._group(self._children(found.path, inner, found.named))
+
+    def _children(self, path: str, folder: str, named: bool) -> list[Found]:
+        try:
+            with os.scandir(path) as scan:
+                entries = sorted(scan, key=lambda e: os.fsencode(e.name))
+        except OSError as error:
+            if named:
+                raise UnreadableInputError(f"{path}: can't be read: {error.strerror}") from None
+            self._tell(path, error.strerror or "can't be listed")
+            return []
+        met: list[tuple[os.DirEntry[str], os.stat_result, bool]] = []
+        for entry in entries:
+            if _matches(entry.path, self._exclude):
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+                if (status.st_dev, status.st_ino) in self._leave_out:
+                    continue
+                disk = self._is_disk(entry.path, status)
+            except (OSError, UnreadableInputError) as error:
+                self._tell(entry.path, getattr(error, "strerror", None) or _short(error, entry.path))
+                continue
+            met.append((entry, status, disk))
+        parents = parents_in(Path(e.path) for e, _, disk in met if disk) if any(d for *_, d in met) else set()
+        met = [m for m in met if Path(m[0].path) not in parents]
+        names = drive_names([(e.name, disk) for e, _, disk in met])
+        return [Found(e.path, folder, names[e.name], e.name, s, disk, False) for e, s, disk in met]
+
+    def _is_disk(self, path: str, status: os.stat_result) -> bool:
+        if not stat.S_ISREG(status.st_mode) or _matches(path, self._as_file):
+            return False
+        return detect(path, named=False) is not None
+
+
+def _short(error: Exception, path: str) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    name = os.path.basename(path.rstrip(os.sep))
+    whole = os.path.abspath(path)
+    return any(fnmatch.fnmatchcase(whole if os.sep in p else name, p.rstrip(os.sep)) for p in patterns)

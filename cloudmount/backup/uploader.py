@@ -1,0 +1,143 @@
+"""Sending the objects of one backup: packs, index objects, map objects.
+
+Decided here and only here: how much is in flight, when index objects are written, and
+when a pack enters the journal (once the store acknowledged it). `Uploader` may be
+called by one thread; sending happens on its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from cloudmount.backup.progress import BackupProgress
+from cloudmount.blobs.store import Tier
+from cloudmount.crypto.keyring import Keyring
+from cloudmount.repo.dedup import DedupIndex
+from cloudmount.repo.locations import Location
+from cloudmount.repo.packs import FinishedPack, PackTable, PackWriter, seal_index
+from cloudmount.repo.repository import Repository
+
+IN_FLIGHT = 3
+"""Objects being proved or sent at once: 32 MiB each, and one more being filled."""
+INDEX_PACKS, INDEX_FRAMES = 1024, 1_000_000
+
+
+class Uploader:
+    """Fills packs with frames and sends everything."""
+
+    def __init__(
+        self, repository: Repository, dedup: DedupIndex, progress: BackupProgress, in_flight: int = IN_FLIGHT
+    ) -> None:
+        self._store = repository.store
+        self._keys: Keyring = repository.keys
+        self._tier: Tier = repository.config.tier
+        self._limit = repository.geometry.pack
+        self._dedup = dedup
+        self._progress = progress
+        self._room = threading.Semaphore(in_flight)
+        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="upload")
+        self._sent: list[Future[None]] = []
+        self._lock = threading.Lock()
+        self._flying: dict[bytes, Location] = {}
+        self._tables: list[PackTable] = dedup.unindexed()
+        self._pack: PackWriter | None = None
+        self._failed: BaseException | None = None
+
+    def find(self, content: bytes) -> Location | None:
+        """Where this run, or an earlier one, has put a frame with this content id."""
+        with self._lock:
+            found = self._flying.get(content)
+        return found or self._dedup.find(content)
+
+    def store(self, content: bytes, payload: bytes, plain_length: int) -> Location:
+        """Put a frame's encoded payload into the open pack; where it will lie. May wait for room."""
+        if self._pack is None:
+            self._pack = PackWriter(self._keys)
+        at = self._pack.add(content, payload, plain_length)
+        with self._lock:
+            self._flying[content] = at
+        self._progress.add(new_frames=1, new_bytes=plain_length)
+        if self._pack.size >= self._limit:
+            self._close_pack()
+        return at
+
+    def _close_pack(self) -> None:
+        if self._pack is None:
+            return
+        pack, self._pack = self._pack, None
+        self._submit(lambda: self._send_pack(pack.finish()))
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        self.check()
+        # Waiting in steps, so that Ctrl-C and a failure are noticed while the store is slow.
+        while not self._room.acquire(timeout=0.2):
+            self.check()
+        self._sent = [f for f in self._sent if not f.done()]
+        self._sent.append(self._pool.submit(self._run, job))
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            if self._failed is None:
+                job()
+        except BaseException as error:
+            self._failed = self._failed or error
+        finally:
+            self._room.release()
+
+    def check(self) -> None:
+        """Raise what a sending thread failed with."""
+        if self._failed is not None:
+            raise self._failed
+
+    def _create(self, name: str, data: bytes, tier: Tier = "hot") -> None:
+        self._store.create(name, data, tier=tier)
+        self._progress.add(writes=1, stored_bytes=len(data))
+
+    def _send_pack(self, pack: FinishedPack) -> None:
+        pack.prove(self._keys)
+        self._create(pack.name, pack.data, self._tier)
+        self._dedup.enter([pack.table], None)
+        with self._lock:
+            for content in pack.table.ids:
+                self._flying.pop(content, None)
+            self._tables.append(pack.table)
+            full = len(self._tables) >= INDEX_PACKS or sum(len(t.ids) for t in self._tables) >= INDEX_FRAMES
+            tables, self._tables = (self._tables, []) if full else ([], self._tables)
+        self._send_index(tables)
+
+    def _send_index(self, tables: list[PackTable]) -> None:
+        if tables:
+            name, data = seal_index(self._keys, tables)
+            self._create(name, data)
+            self._dedup.enter(tables, name)
+
+    def send(self, name: str, data: bytes) -> None:
+        """Send a map object."""
+        self._submit(lambda: self._create(name, data))
+
+    def finish(self) -> None:
+        """Close the open pack, wait for everything, write the last index object."""
+        self._close_pack()
+        for future in self._sent:
+            while not future.done():
+                threading.Event().wait(0.02)
+        self.check()
+        for first in range(0, len(self._tables), INDEX_PACKS):
+            self._send_index(self._tables[first : first + INDEX_PACKS])
+        self._tables = []
+
+    def create_now(self, name: str, data: bytes) -> None:
+        """Create an object (the snapshot) here and now."""
+        self.check()
+        self._create(name, data)
+
+    def abandon(self) -> None:
+        """Give up: nothing more is begun; what is being sent is not waited for."""
+        self._failed = self._failed or KeyboardInterrupt()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """End the threads; everything was sent."""
+        self._pool.shutdown()
