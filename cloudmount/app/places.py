@@ -1,0 +1,52 @@
+"""Where things lie on this machine: caches, state, and a repository's address.
+
+Decided here and only here: the folders of `cli.md` (XDG), and how a store is wrapped
+for what is to be done. Pure but for the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from cloudmount.blobs.address import open_store
+from cloudmount.blobs.limited import LimitedStore
+from cloudmount.blobs.retrying import TRANSFER, RetryingStore, RetryPolicy
+from cloudmount.blobs.store import BlobStore
+
+
+def _folder(variable: str, default: str, environ: Mapping[str, str]) -> Path:
+    if sys.platform == "win32":
+        base = environ.get(variable) or environ.get("LOCALAPPDATA") or os.path.expanduser("~")
+    else:
+        base = environ.get(variable, "")
+        if not os.path.isabs(base):  # the XDG specification: a relative one is ignored
+            base = os.path.join(os.path.expanduser("~"), default)
+    return Path(base) / "cloudmount"
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Caches and traces: losing them costs time only."""
+    return _folder("XDG_CACHE_HOME", ".cache", environ)
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The rest that is kept; nothing there is needed to restore."""
+    return _folder("XDG_STATE_HOME", os.path.join(".local", "state"), environ)
+
+
+def connect(
+    address: str,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    policy: RetryPolicy = TRANSFER,
+    bandwidth: tuple[float | None, float | None] = (None, None),
+    connections: int = 16,
+) -> BlobStore:
+    """The store at `address`, retrying, and limited to (up, down) bytes a second."""
+    store: BlobStore = open_store(address, environ, connections=connections)
+    if bandwidth != (None, None):
+        store = LimitedStore(store, up=bandwidth[0], down=bandwidth[1])
+    return RetryingStore(store, policy)
