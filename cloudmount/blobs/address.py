@@ -26,7 +26,7 @@ def open_store(address: str, environ: Mapping[str, str], *, connections: int = 1
     """
     if not address.strip():
         raise UsageError("the repository's address is empty: give --repo or set CLOUDMOUNT_REPO")
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(?=//)", address)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(?=//)", address)  # one letter is a Windows drive
     if scheme is None:
         return _folder(Path(address))
     kind = scheme[1].lower()

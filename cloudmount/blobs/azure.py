@@ -78,12 +78,13 @@ class AzureStore(BlobStore):
     def address(self) -> str:
         return self._place.address
 
-    def prepare(self) -> None:
+    def prepare(self, *, deadline: float | None = None) -> None:
         # A look first: a SAS of one container may not make containers, and need not.
         try:
-            self._page("", 1, None)
+            self._page("", 1, deadline)
         except NoRepositoryError:
-            answer = self._ask("make the container", "", "PUT", "?restype=container", {}, b"")
+            target = "?restype=container"
+            answer = self._ask("make the container", "", "PUT", target, {}, b"", deadline=deadline)
             if answer.status != 201 and error_code(answer) != "ContainerAlreadyExists":
                 raise failure(answer, "make the container", "", self._what) from None
 
@@ -290,7 +291,7 @@ class _Pipelined:
 
         self._request, self._failure = HttpRequest, AzureError
         self._origin = place.container_url.removesuffix(urllib.parse.urlsplit(place.container_url).path)
-        self._login = None if place.key else _Login(place)
+        self._login = None if place.key else _Login(place, pool)
         policy = _key_policy(place) if place.key else self._login_policy()
         # The transport is duck-typed: its base class would have to be imported with this module.
         transport: Any = _Transport(pool)
@@ -358,7 +359,8 @@ def _key_policy(place: AzurePlace) -> Any:
 class _Login:
     """DefaultAzureCredential, within deadlines: it asks programs and hosts that may stay silent."""
 
-    def __init__(self, place: AzurePlace) -> None:
+    def __init__(self, place: AzurePlace, pool: HttpPool) -> None:
+        self._pool = pool
         if not place.container_url.startswith("https:"):
             raise UsageError(f"{place.address} needs a key or a SAS: logins are for https only")
         try:
@@ -393,7 +395,8 @@ class _Login:
                 done.set()
 
         threading.Thread(target=run, name="azure login", daemon=True).start()
-        done.wait(max(0.0, self._thread.deadline - time.monotonic()))
+        while not done.wait(0.1) and time.monotonic() < self._thread.deadline and not self._pool.closed:
+            pass  # done at once, mostly
         if got:
             self._token = got[0]
             return got[0]

@@ -69,7 +69,7 @@ def failure(answer: Answer, what: str, name: str, place: Place) -> CloudMountErr
         return StoreBusyError(f"Azure can't {doing} just now ({said})", retry_after=_retry_after(answer))
     if code in _GARBLED:
         return StoreUnreachableError(f"{name} was garbled on its way to Azure ({said})")
-    if code == "ContainerNotFound":
+    if code == "ContainerNotFound" or (status == 404 and not name):
         return NoRepositoryError(
             f"account {place.account} has no container {place.container}: check the name, "
             "or make the repository with `cloudmount init`"

@@ -9,7 +9,7 @@ only; azure.py puts it under the SDK's pipeline.
 
 Four limits end a call, always as `StoreTimeoutError`: `connect` (name, TCP and TLS
 together), `quiet` (no byte moved either way), the caller's deadline, and without
-one `answer` seconds plus the bytes at `slowest` (see sockets.py).
+one `answer` seconds plus the bytes moved at `slowest` (see sockets.py).
 
 Nothing is retried here, not even on a pooled connection that the server closed
 meanwhile; such are mostly noticed before use. Redirects are not followed.
@@ -66,7 +66,6 @@ class _Connection(http.client.HTTPConnection):
         proxy = pool.proxy
         host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (pool.host, pool.port)
         sock = self._reach(host, port, until)
-        self.sock = sock  # from here on `close` of the pool ends it
         if proxy:
             self._tunnel_through(sock, proxy)
         if pool.tls:
@@ -77,11 +76,13 @@ class _Connection(http.client.HTTPConnection):
             tls.do_handshake()
 
     def _reach(self, host: str, port: int, until: float) -> PlainSocket:
-        found = addresses(host, port, until)
+        found = addresses(host, port, until, lambda: self.pool.closed)
         failure: OSError = TimeoutError()
         for index, (family, kind, protocol, _, address) in enumerate(found):
+            if self.pool.closed:
+                break
             sock = PlainSocket(family, kind, protocol)
-            sock.line = self.line
+            sock.line, self.sock = self.line, sock  # from here on `close` of the pool ends it
             try:
                 # An address that is silent (broken IPv6) must leave time for the others.
                 share = (until - time.monotonic()) / (len(found) - index)
@@ -149,7 +150,7 @@ class HttpPool:
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
-        self._closed = False
+        self.closed = False
 
     @property
     def tls(self) -> ssl.SSLContext | None:
@@ -184,7 +185,7 @@ class HttpPool:
         """
         connection = self._take()
         try:
-            connection.line.begin(deadline, len(body or b"") + (most or 0))
+            connection.line.begin(deadline)
             if connection.line.left() <= 0:
                 raise TimeoutError
             if connection.sock is None:
@@ -201,7 +202,7 @@ class HttpPool:
     def close(self) -> None:
         """End idle connections, and requests under way."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             idle, self._idle = self._idle, []
             busy = list(self._busy)
         for connection in idle:
@@ -211,7 +212,7 @@ class HttpPool:
 
     def _take(self) -> _Connection:
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise StoreRefusedError(f"the connection to {self.host} was closed")
             connection = None
             while self._idle and connection is None:
@@ -227,7 +228,7 @@ class HttpPool:
         connection.used = time.monotonic()
         with self._lock:
             self._busy.discard(connection)
-            if reusable and not self._closed and len(self._idle) < self._most:
+            if reusable and not self.closed and len(self._idle) < self._most:
                 self._idle.append(connection)
                 return
         connection.close()
@@ -241,7 +242,7 @@ class HttpPool:
             each.close()
 
     def _translated(self, error: Exception, line: Line) -> CloudMountError:
-        if self._closed:
+        if self.closed:
             return StoreRefusedError(f"the connection to {self.host} was closed")
         if isinstance(error, TimeoutError):
             why = "its time was up" if line.left() <= 0 else "nothing came or went for too long"

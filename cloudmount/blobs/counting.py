@@ -73,9 +73,9 @@ class CountingStore(BlobStore):
     def address(self) -> str:
         return self.inner.address
 
-    def prepare(self) -> None:
+    def prepare(self, *, deadline: float | None = None) -> None:
         self._add(Counts(prepare=1))
-        self.inner.prepare()
+        self.inner.prepare(deadline=deadline)
 
     def create(
         self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None

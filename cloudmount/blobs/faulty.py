@@ -124,8 +124,8 @@ class FaultyStore(BlobStore):
         """How many operations were asked so far: the places where a plan can strike."""
         return self._index
 
-    def prepare(self) -> None:
-        self._do("prepare", "", None, self.inner.prepare)
+    def prepare(self, *, deadline: float | None = None) -> None:
+        self._do("prepare", "", deadline, lambda: self.inner.prepare(deadline=deadline))
 
     def create(
         self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None

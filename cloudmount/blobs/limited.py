@@ -57,9 +57,9 @@ class LimitedStore(BlobStore):
     def address(self) -> str:
         return self.inner.address
 
-    def prepare(self) -> None:
-        with self._limits(None):
-            self.inner.prepare()
+    def prepare(self, *, deadline: float | None = None) -> None:
+        with self._limits(deadline):
+            self.inner.prepare(deadline=deadline)
 
     def create(
         self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None

@@ -77,7 +77,8 @@ class LocalStore(BlobStore):
     def address(self) -> str:
         return self._root
 
-    def prepare(self) -> None:
+    def prepare(self, *, deadline: float | None = None) -> None:
+        _check_time(deadline)
         with self._translating("make the folder", ""):
             try:
                 os.makedirs(self._temporary, exist_ok=True)

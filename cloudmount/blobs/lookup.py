@@ -12,7 +12,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 
+_STEP = 0.25
 _Address = tuple[
     socket.AddressFamily,
     socket.SocketKind,
@@ -33,10 +35,10 @@ _lock = threading.Lock()
 _running: dict[tuple[str, int], _Lookup] = {}
 
 
-def addresses(host: str, port: int, until: float) -> list[_Address]:
+def addresses(host: str, port: int, until: float, stop: Callable[[], bool]) -> list[_Address]:
     """What to connect to, as `getaddrinfo` gives it; `socket.gaierror` when there is none.
 
-    `TimeoutError` at `until` (`time.monotonic()` seconds).
+    `TimeoutError` at `until` (`time.monotonic()` seconds), or soon after `stop()` is true.
     """
     with _lock:
         lookup = _running.get((host, port))
@@ -45,8 +47,9 @@ def addresses(host: str, port: int, until: float) -> list[_Address]:
             threading.Thread(
                 target=_run, args=(host, port, lookup), name=f"look up {host}", daemon=True
             ).start()
-    if not lookup.done.wait(max(0.0, until - time.monotonic())):
-        raise TimeoutError(f"the look-up of {host} took too long")
+    while not lookup.done.wait(max(0.0, min(_STEP, until - time.monotonic()))):
+        if stop() or time.monotonic() >= until:
+            raise TimeoutError(f"the look-up of {host} took too long")
     if lookup.failure:
         raise lookup.failure
     return lookup.found

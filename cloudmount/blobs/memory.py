@@ -56,7 +56,8 @@ class MemoryStore(BlobStore):
     def address(self) -> str:
         return "memory"
 
-    def prepare(self) -> None:
+    def prepare(self, *, deadline: float | None = None) -> None:
+        _check_time("the memory", deadline)
         self._prepared = True
 
     def create(
@@ -125,8 +126,7 @@ class MemoryStore(BlobStore):
         """Nothing is open."""
 
     def _check(self, name: str, deadline: float | None) -> None:
-        if deadline is not None and time.monotonic() >= deadline:
-            raise StoreTimeoutError(f"the deadline passed before {name}")
+        _check_time(name, deadline)
         if not self._prepared:
             raise NoRepositoryError("this memory was not prepared")
 
@@ -140,3 +140,8 @@ class MemoryStore(BlobStore):
         self.objects[name] = data
         self.tiers[name] = tier
         self._infos[name] = BlobInfo(name, len(data), self._clock(), digest)
+
+
+def _check_time(name: str, deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise StoreTimeoutError(f"the deadline passed before {name}")

@@ -110,8 +110,8 @@ class RetryingStore(BlobStore):
     def address(self) -> str:
         return self.inner.address
 
-    def prepare(self) -> None:
-        self._try(lambda _: self.inner.prepare(), None)
+    def prepare(self, *, deadline: float | None = None) -> None:
+        self._try(lambda until: self.inner.prepare(deadline=until), deadline)
 
     def create(
         self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None

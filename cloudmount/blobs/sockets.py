@@ -35,7 +35,7 @@ class Patience:
     quiet: float = 20.0
     answer: float = 60.0
     slowest: float = 16 * 1024
-    """Bytes a second that a line must carry when no deadline is given."""
+    """Bytes a second that a line must carry on the whole when no deadline is given."""
 
 
 class Line:
@@ -43,12 +43,12 @@ class Line:
 
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
-        self.begin(None, 0)
+        self.begin(None)
 
-    def begin(self, deadline: float | None, count: int) -> None:
-        """A request starts: it ends at `deadline`, or when `count` bytes took too long."""
+    def begin(self, deadline: float | None) -> None:
+        """A request starts: it ends at `deadline`, or without one when its bytes took too long."""
         self.given = deadline
-        self.allowed = time.monotonic() + self.patience.answer + count / self.patience.slowest
+        self.allowed = time.monotonic() + self.patience.answer
         self.meter = pacing.meter()
         self.waited = self.meter.waited if self.meter else 0.0
         self.unsent = 0
@@ -78,7 +78,9 @@ class Line:
             pacing.sent(len(piece), self.given)
             while piece:
                 self.arm(sock)
-                piece = piece[send(piece) :]
+                done = send(piece)
+                self.allowed += done / self.patience.slowest
+                piece = piece[done:]
         self.unsent = _unsent(sock, len(view))
         self.drained = time.monotonic() + min(len(view), _KERNEL_QUEUE) / self.patience.slowest
 
@@ -96,6 +98,7 @@ class Line:
             except TimeoutError:
                 if not self._draining(sock):
                     raise
+        self.allowed += count / self.patience.slowest
         pacing.received(count, self.given)
         return count
 

@@ -72,7 +72,7 @@ class BlobStore(abc.ABC):
     """A place for objects. See the module docstring for what is demanded."""
 
     @abc.abstractmethod
-    def prepare(self) -> None:
+    def prepare(self, *, deadline: float | None = None) -> None:
         """Make the folder or container when it is missing (used by `init` only)."""
 
     @abc.abstractmethod

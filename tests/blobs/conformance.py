@@ -222,6 +222,7 @@ class StoreConformance:
             lambda: [*store.list("", deadline=past)],
             lambda: [*store.list_folders("", deadline=past)],
             lambda: store.delete("there", deadline=past),
+            lambda: store.prepare(deadline=past),
         ]
         start = time.monotonic()
         for ask in asks:

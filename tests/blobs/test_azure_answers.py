@@ -56,6 +56,7 @@ def answer(status: int, code: str = "", *, body: bytes = b"", **headers: str) ->
         (403, "KeyBasedAuthenticationNotPermitted", "read", StoreRefusedError, "takes no keys"),
         (403, "AccountIsDisabled", "read", StoreRefusedError, "account is disabled.*subscription"),
         (401, "InvalidAuthenticationInfo", "read", StoreRefusedError, "401 InvalidAuthenticationInfo"),
+        (404, "ResourceNotFound", "list", NoRepositoryError, "no container office"),
         (416, "InvalidRange", "read", DamagedError, "ends before"),
         (409, "BlobArchived", "read", StoreRefusedError, "archive tier"),
         (409, "ContainerBeingDeleted", "create", StoreBusyError, "ContainerBeingDeleted"),
@@ -72,7 +73,7 @@ def answer(status: int, code: str = "", *, body: bytes = b"", **headers: str) ->
     ],
 )  # fmt: skip
 def test_failures(status: int, code: str, what: str, kind: type[CloudMountError], said: str) -> None:
-    error = failure(answer(status, code), what, "packs/x", PLACE)
+    error = failure(answer(status, code), what, "" if what == "list" else "packs/x", PLACE)
     assert type(error) is kind
     with pytest.raises(kind, match=said):
         raise error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -184,6 +185,7 @@ def test_broken_answers_are_worth_another_try(handler: Handler) -> None:
         lambda store, deadline: store.create("x", b"1", deadline=deadline),
         lambda store, deadline: store.put("x", b"1", deadline=deadline),
         lambda store, deadline: store.delete("x", deadline=deadline),
+        lambda store, deadline: store.prepare(deadline=deadline),
         lambda store, deadline: [*store.list("", deadline=deadline)],
         lambda store, deadline: [*store.list_folders("", deadline=deadline)],
     ],
@@ -433,3 +435,50 @@ def test_no_message_has_the_signature(handler: Handler) -> None:
                 error = error.__cause__ or error.__context__
         assert SECRET in fake.requests[0].target
         assert SECRET not in store.address
+
+
+def test_closing_ends_a_connect_and_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unmounting must not wait for a dead line's name server, nor for a connect that hangs."""
+    hang = threading.Event()
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/account/container?sig={SECRET}"
+        connecting = AzureStore(from_web_url(url, {}))
+        with _reading(connecting), within(1):
+            connecting.close()
+        for filler in fillers:
+            filler.close()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: hang.wait(20) and [])
+    try:
+        looking = _named()
+        with _reading(looking), within(1):
+            looking.close()
+    finally:
+        hang.set()
+
+
+@contextlib.contextmanager
+def _reading(store: AzureStore) -> Iterator[None]:
+    """Another thread reads meanwhile; at the end it has failed as closed."""
+    failed: list[CloudMountError] = []
+
+    def read() -> None:
+        try:
+            store.read("x")
+        except CloudMountError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    time.sleep(0.2)
+    assert thread.is_alive()
+    start = time.monotonic()
+    yield
+    thread.join(5)
+    assert time.monotonic() - start < 1
+    assert isinstance(failed[0], StoreRefusedError)
