@@ -67,6 +67,8 @@ def failure(answer: Answer, what: str, name: str, place: Place) -> CloudMountErr
     doing = f"{what} {name}" if name else what
     if status in (408, 429) or (status >= 500 and status not in (501, 505)) or code in _LATER:
         return StoreBusyError(f"Azure can't {doing} just now ({said})", retry_after=_retry_after(answer))
+    if status < 300:
+        return StoreUnreachableError(f"something that is not Azure answered ({said}): a hotel's log-in page?")
     if code in _GARBLED:
         return StoreUnreachableError(f"{name} was garbled on its way to Azure ({said})")
     if code == "ContainerNotFound" or (status == 404 and not name):

@@ -62,6 +62,7 @@ def answer(status: int, code: str = "", *, body: bytes = b"", **headers: str) ->
         (409, "ContainerBeingDeleted", "create", StoreBusyError, "ContainerBeingDeleted"),
         (400, "Md5Mismatch", "create", StoreUnreachableError, "garbled"),
         (413, "RequestBodyTooLarge", "create", StoreRefusedError, "413 RequestBodyTooLarge"),
+        (200, "", "create", StoreUnreachableError, "not Azure"),
         (302, "", "read", StoreRefusedError, "302"),
         (501, "NotImplemented", "read", StoreRefusedError, "501"),
         (408, "", "read", StoreBusyError, "408"),
