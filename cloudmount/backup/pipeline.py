@@ -18,12 +18,13 @@ from typing import NamedTuple, Protocol
 from cloudmount.backup.progress import BackupProgress
 from cloudmount.backup.uploader import Uploader
 from cloudmount.crypto.keyring import Keyring
-from cloudmount.errors import CloudMountError, UnreadableInputError
+from cloudmount.errors import UnreadableInputError
 from cloudmount.extents import BlockSource
 from cloudmount.repo.config import Geometry
 from cloudmount.repo.locations import Location
-from cloudmount.repo.payload import decode_payload, encode_payload
+from cloudmount.repo.payload import encode_payload
 
+_FEW_ZEROS = bytes(64)
 BATCH_BYTES = 1 << 20
 AHEAD = 24
 WORKERS = (os.cpu_count() or 2) + 2
@@ -150,22 +151,20 @@ class Pipeline:
         data = source.read_at(offset, min(count * self._frame, source.size - offset))
         self._progress.add(read_bytes=len(data))
         taken = []
+        whole = memoryview(data)
         for i in range(count):
-            plain = data[i * self._frame : (i + 1) * self._frame]
-            if plain == self._zeros or (len(plain) < self._frame and not any(plain)):
+            begin, end = i * self._frame, min((i + 1) * self._frame, len(data))
+            if (
+                data.startswith(_FEW_ZEROS[: end - begin], begin)
+                and data[begin:end] == self._zeros[: end - begin]
+            ):
                 continue
+            plain = whole[begin:end]
             content = self._keys.content_id(plain)
             at = sink.known(first + i, content) or self._find(first + i, content, sink)
-            payload = b"" if at is not None else self._encode(plain)
+            payload = b"" if at is not None else encode_payload(plain)
             taken.append(Taken(first + i, content, at, payload, len(plain)))
         return taken
-
-    @staticmethod
-    def _encode(plain: bytes) -> bytes:
-        payload = encode_payload(plain)
-        if decode_payload(payload, exact=len(plain)) != plain:
-            raise CloudMountError("what was compressed does not inflate to itself: faulty memory?")
-        return payload
 
     def drain(self) -> None:
         """Deal with everything submitted so far."""

@@ -53,7 +53,7 @@ class Sealer:
         """`plain` sealed as `number` (0..2**96-1), bound to the authenticated data `bound`."""
         return self._gcm.encrypt(number.to_bytes(12, "big"), plain, bound)
 
-    def open(self, number: int, sealed: bytes, bound: bytes = b"") -> bytes:
+    def open(self, number: int, sealed: bytes | memoryview, bound: bytes = b"") -> bytes:
         """What was sealed; `DamagedError` when a bit of it, its number or `bound` differs."""
         try:
             return self._gcm.decrypt(number.to_bytes(12, "big"), sealed, bound)

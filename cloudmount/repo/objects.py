@@ -146,7 +146,9 @@ class PieceWriter:
         trailer = Trailer(len(payload) + SEAL_BYTES, TRAILER_MAGIC).pack()
         sealer = self.keys.sealer(self.birth.epoch, self.birth.salt, "table")
         sealed = sealer.seal(0, payload, self._parts[0] + trailer + name.encode("ascii"))
-        return b"".join([*self._parts, sealed, trailer])
+        data = b"".join([*self._parts, sealed, trailer])
+        self._parts = []  # while it is sent, one copy in memory is enough
+        return data
 
 
 def read_table(keys: Keyring, kind: int, name: str, header: bytes, tail: bytes) -> tuple[bytes, Birth, int]:

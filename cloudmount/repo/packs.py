@@ -153,8 +153,9 @@ class FinishedPack:
 
     def prove(self, keys: Keyring) -> None:
         """Open every frame from the bytes to be sent, with the reader's code."""
+        whole = memoryview(self.data)
         for (content, at), plain in zip(self.table.entries(), self.plain_lengths, strict=True):
-            sealed = self.data[at.offset : at.offset + at.length]
+            sealed = whole[at.offset : at.offset + at.length]
             if keys.content_id(open_frame(keys, at, sealed, plain)) != content:
                 raise CloudMountError(
                     f"{self.name}: a frame just sealed does not open to what was read: this machine's "
@@ -162,7 +163,7 @@ class FinishedPack:
                 )
 
 
-def open_frame(keys: Keyring, at: Location, sealed: bytes, plain_length: int) -> bytes:
+def open_frame(keys: Keyring, at: Location, sealed: bytes | memoryview, plain_length: int) -> bytes:
     """The plain bytes of a frame from its sealed ones; `DamagedError` when they are not those."""
     if len(sealed) != at.length:
         raise DamagedError(f"a frame has {len(sealed)} sealed bytes where {at.length} belong")

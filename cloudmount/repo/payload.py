@@ -29,10 +29,10 @@ def _compressor() -> zstandard.ZstdCompressor:
     return made
 
 
-def encode_payload(plain: bytes) -> bytes:
+def encode_payload(plain: bytes | memoryview) -> bytes:
     """`plain` behind its codec byte, compressed where that makes it shorter."""
     packed = _compressor().compress(plain)
-    return ZSTD + packed if len(packed) < len(plain) else STORED + plain
+    return ZSTD + packed if len(packed) < len(plain) else b"".join((STORED, plain))
 
 
 def decode_payload(payload: bytes, *, exact: int | None = None, limit: int = METADATA_LIMIT) -> bytes:
