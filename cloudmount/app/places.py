@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cloudmount.blobs.address import open_store
+from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.limited import LimitedStore
 from cloudmount.blobs.retrying import TRANSFER, RetryingStore, RetryPolicy
 from cloudmount.blobs.store import BlobStore
@@ -44,9 +45,9 @@ def connect(
     policy: RetryPolicy = TRANSFER,
     bandwidth: tuple[float | None, float | None] = (None, None),
     connections: int = 16,
-) -> BlobStore:
-    """The store at `address`, retrying, and limited to (up, down) bytes a second."""
+) -> CountingStore:
+    """The store at `address`: counted, retrying, and limited to (up, down) bytes a second."""
     store: BlobStore = open_store(address, environ, connections=connections)
     if bandwidth != (None, None):
         store = LimitedStore(store, up=bandwidth[0], down=bandwidth[1])
-    return RetryingStore(store, policy)
+    return CountingStore(RetryingStore(store, policy))

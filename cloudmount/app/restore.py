@@ -1,0 +1,196 @@
+"""Restore: a snapshot, or a part of it, into files here.
+
+Decided here and only here: what may be restored where (`cli.md`), in which order, and
+how an unfinished restore goes on: `restorejournal` tells which outputs are whole; each
+output is written in place, synced before it is entered. Every frame is verified
+against its content id before it is written. Belongs to one thread; reading has its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloudmount.app.restoredisk import FORMATS, restore_disk
+from cloudmount.app.restorefiles import FileRestore
+from cloudmount.app.restorejournal import RestoreJournal
+from cloudmount.app.select import Selected
+from cloudmount.blobs.counting import CountingStore
+from cloudmount.errors import NoRoomError, NotFoundError, TargetExistsError, UsageError
+from cloudmount.repo.entries import Entry
+from cloudmount.repo.repository import Repository
+from cloudmount.repo.streams import MapCache
+from cloudmount.tree.snapshotdir import OpenedSnapshot, StoredDisk
+
+
+@dataclass(slots=True)
+class RestoreProgress:
+    """Counters of one restore, in bytes of content but for files."""
+
+    total_bytes: int = 0
+    done_bytes: int = 0
+    files: int = 0
+    current: str = ""
+    notes: list[str] = field(default_factory=list)
+    """What could not be set as it was (owners without being root, ...), a line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """A finished restore. `bytes` of content restored, `fetched_bytes` from the store."""
+
+    files: int
+    bytes: int
+    fetched_bytes: int
+    seconds: float
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What to restore: disks with their format and path below the target, and entries."""
+
+    disks: list[tuple[StoredDisk, str, str]]
+    entries: list[tuple[int, Entry, str]]
+    single: bool
+
+
+def _relative(path: str, folder: str) -> str | None:
+    """`path` below `folder`; None when it isn't."""
+    if not folder:
+        return path
+    return path[len(folder) + 1 :] if path.startswith(folder + "/") else None
+
+
+def _plan(opened: OpenedSnapshot, path: str, format: str | None) -> _Plan:
+    for disk in opened.disks:
+        wanted: str | None = None
+        if path == disk.path:
+            wanted = format or _format(disk)
+        elif path in (f"{disk.path}.vhdx", f"{disk.path}.img"):
+            wanted = format or ("vhdx" if path.endswith(".vhdx") else "raw")
+        if wanted is not None:
+            name = (
+                path.rpartition("/")[2] if format is None and path != disk.path else f"{disk.name}.{wanted}"
+            )
+            return _Plan([(disk, wanted, name)], [], True)
+    found = opened.listing.lookup(path) if path else None
+    if path and found is None:
+        raise NotFoundError(f"the snapshot has no {path!r}; 'cloudmount ls' shows what it has")
+    if found is not None and found[1].type != "dir":
+        return _Plan([], [(*found, found[1].name)], True)
+    disks = []
+    for disk in opened.disks:
+        below = _relative(disk.path, path)
+        if below is not None:
+            kind = format or _format(disk)
+            disks.append((disk, kind, f"{below}.{kind}"))
+    entries = [
+        (number, entry, below)
+        for number, entry in opened.listing.walk()
+        if (below := _relative(entry.path, path)) is not None
+    ]
+    return _Plan(disks, entries, False)
+
+
+def _format(disk: StoredDisk) -> str:
+    came = str(disk.summary["source_format"])
+    return came if came in FORMATS else "raw"
+
+
+class _Opener:
+    """The part of a drive that `OpenedSnapshot` needs to read maps: no reader, no cache."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self.maps = MapCache(repository)
+
+
+def restore(
+    repository: Repository,
+    selected: Selected,
+    target: Path,
+    *,
+    format: str | None = None,
+    progress: RestoreProgress | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> RestoreResult:
+    """Restore what `selected` names into `target`.
+
+    A folder or a whole snapshot goes into the folder `target`: made, empty, or left by an unfinished
+    restore of the same. One file goes into an existing folder, else `target` is its new name.
+    `TargetExistsError` when something is in the way, `DamagedError` naming what could not be restored.
+    """
+    began = time.monotonic()
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"the format {format!r} is none of {', '.join(FORMATS)}")
+    progress = progress or RestoreProgress()
+    fetched = repository.store.snapshot().bytes_down if isinstance(repository.store, CountingStore) else 0
+    opened = OpenedSnapshot(_Opener(repository), selected.snapshot)  # type: ignore[arg-type]  # reads maps only
+    plan = _plan(opened, selected.path, format)
+    if len({below for *_, below in [*plan.disks, *plan.entries]}) != len(plan.disks) + len(plan.entries):
+        raise UsageError("two things would be restored under one name; choose another --format")
+    what = f"{selected.snapshot.id}:{selected.path}:{format or ''}"
+    place = _Place(target, plan.single)
+    progress.total_bytes = sum(d.summary["size"] for d, *_ in plan.disks)
+    progress.total_bytes += sum(e.size for _, e, _ in plan.entries if e.type == "file" and not e.hardlink)
+    with place.journal(what) as journal:
+        try:
+            for disk, kind, below in plan.disks:
+                out = place.path(below)
+                if not plan.single:
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                progress.current = os.fspath(out)
+                if below not in journal.done:
+                    restore_disk(repository, disk, kind, out, journal, below, progress)
+                    journal.finished(below)
+                else:
+                    progress.done_bytes += disk.summary["size"]
+                progress.files += 1
+            files = FileRestore(repository, opened.listing, journal, progress)
+            files.run([(number, entry, place.path(below), below) for number, entry, below in plan.entries])
+        except OSError as error:
+            if error.errno in (28, 122):  # ENOSPC, EDQUOT
+                raise NoRoomError(
+                    f"{progress.current}: no room left; make room and run the same command again: it goes on"
+                ) from None
+            raise TargetExistsError(f"{progress.current}: can't be written: {error.strerror}") from None
+        journal.remove()
+    if isinstance(repository.store, CountingStore):
+        fetched = repository.store.snapshot().bytes_down - fetched
+    seconds = time.monotonic() - began
+    return RestoreResult(progress.files, progress.done_bytes, fetched, seconds, progress.notes)
+
+
+class _Place:
+    """Where a restore goes: a folder, or one file under its old or a new name."""
+
+    def __init__(self, target: Path, single: bool) -> None:
+        self._into_folder = not single or target.is_dir() or str(target).endswith(os.sep)
+        self.target, self._single = target, single
+
+    def path(self, below: str) -> Path:
+        """Where the output with this path below the target goes."""
+        return self.target / below if self._into_folder else self.target
+
+    def journal(self, what: str) -> RestoreJournal:
+        """The journal beside the outputs; `TargetExistsError` when the target is not free."""
+        if self._single:
+            folder = self.target if self._into_folder else self.target.parent
+            if self._into_folder:
+                folder.mkdir(parents=False, exist_ok=True)
+            elif not folder.is_dir():
+                raise NotFoundError(f"{folder} is not a folder: nothing can be put there")
+            return RestoreJournal(folder, what, self.target.name if not self._into_folder else None)
+        if self.target.exists() and not self.target.is_dir():
+            raise TargetExistsError(f"{self.target} exists and is not a folder")
+        self.target.mkdir(parents=True, exist_ok=True)
+        journal = RestoreJournal(self.target, what, None)
+        if not journal.found and any(self.target.iterdir()):
+            raise TargetExistsError(
+                f"{self.target} is not empty, and holds no unfinished restore of this; choose an empty folder"
+            )
+        return journal

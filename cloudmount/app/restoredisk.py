@@ -1,0 +1,193 @@
+"""Restoring one disk into a container file.
+
+Decided here and only here: how a stored disk becomes a raw, VHDX, VHD or qcow2 file: the
+same synthesised bytes as on the drive, written in order, holes left out, each frame
+verified by its content id on the way. Belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloudmount.app.restorejournal import RestoreJournal
+from cloudmount.disks.synthesis import synthesise_vhdx
+from cloudmount.disks.vhd_synthesis import synthesise_vhd
+from cloudmount.errors import CloudMountError, TargetExistsError
+from cloudmount.extents import BlockSource, Extent, check_range, merged
+from cloudmount.reader.bulk import read_frames
+from cloudmount.repo.frames import Frame
+from cloudmount.repo.repository import Repository
+from cloudmount.repo.streams import StreamMap
+from cloudmount.tree.snapshotdir import StoredDisk
+
+if TYPE_CHECKING:
+    from cloudmount.app.restore import RestoreProgress
+
+FORMATS = ("vhdx", "vhd", "raw", "qcow2")
+CHUNK_BYTES = 4 << 20
+SYNC_BYTES = 256 << 20
+"""How much is written between two syncs: what a kill loses at most."""
+
+
+class _From:
+    """The frames of a stream from a given one on, for `read_frames`."""
+
+    def __init__(self, stream: StreamMap, first: int) -> None:
+        self._stream, self._first = stream, first
+        self.size, self.frame_bytes = stream.size, stream.frame_bytes
+        self.locate, self.frame_length = stream.locate, stream.frame_length
+
+    def present(self) -> Iterator[Frame]:
+        """As of the stream, but for what comes before."""
+        return (f for f in self._stream.present() if f.number >= self._first)
+
+
+class InOrder:
+    """A stored disk as a `BlockSource` that is read once, from front to back, verified."""
+
+    def __init__(self, repository: Repository, stream: StreamMap) -> None:
+        self._repository, self._stream = repository, stream
+        self.size = stream.size
+        self._frames: Iterator[tuple[Frame, bytes]] | None = None
+        self._next: tuple[Frame, bytes] | None = None
+
+    def _at(self, number: int) -> bytes | None:
+        """The frame's bytes, None when it is absent; numbers never go back."""
+        if self._frames is None:
+            self._frames = read_frames(self._repository, _From(self._stream, number))
+            self._next = next(self._frames, None)
+        while self._next is not None and self._next[0].number < number:
+            self._next = next(self._frames, None)
+        if self._next is not None and self._next[0].number == number:
+            return self._next[1]
+        return None
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes; ranges ascend."""
+        check_range(self.size, offset, length)
+        parts = []
+        size = self._stream.frame_bytes
+        while length:
+            number, inside = divmod(offset, size)
+            n = min(length, self._stream.frame_length(number) - inside)
+            plain = self._at(number)
+            if plain is None:
+                parts.append(bytes(n))
+            else:
+                parts.append(plain if n == len(plain) else plain[inside : inside + n])
+            offset, length = offset + n, length - n
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Present and absent frames."""
+        check_range(self.size, offset, length)
+
+        def frames() -> Iterator[Extent]:
+            at, end, size = offset, offset + length, self._stream.frame_bytes
+            per = self._stream.segment_frames(0)
+            while at < end:
+                number = at // size
+                segment, place = self._stream.segment_of(number)
+                found = self._stream.segment(segment)
+                if found is None:
+                    stop = min(end, (segment + 1) * per * size)
+                    yield Extent(at, stop - at, False)
+                else:
+                    stop = min(end, (number + 1) * size)
+                    yield Extent(at, stop - at, found.row(place) >= 0)
+                at = stop
+
+        return merged(frames())
+
+    def close(self) -> None:
+        """End reading."""
+        if self._frames is not None and hasattr(self._frames, "close"):
+            self._frames.close()
+        self._frames = self._next = None
+
+
+def _container(disk: StoredDisk, format: str, content: BlockSource) -> BlockSource:
+    if format == "vhdx":
+        return synthesise_vhdx(content, disk.presence, disk.identity)
+    if format == "vhd":
+        return synthesise_vhd(content, disk.presence, disk.identity)
+    return content
+
+
+def restore_disk(
+    repository: Repository,
+    disk: StoredDisk,
+    format: str,
+    out: Path,
+    journal: RestoreJournal,
+    below: str,
+    progress: RestoreProgress,
+) -> None:
+    """Write the disk to `out` in `format`, going on where the journal says. Synced when it returns."""
+    if format == "qcow2" and shutil.which("qemu-img") is None:
+        raise CloudMountError("qcow2 needs the program qemu-img (Debian: apt install qemu-utils)")
+    raw = out.with_name(f".{out.name}.raw") if format == "qcow2" else out
+    start = journal.reached.get(below, 0) if journal.found else 0
+    if os.path.lexists(out) and not journal.begun(below):
+        raise TargetExistsError(f"{out} exists; it is not overwritten")
+    if not raw.exists():
+        start = 0
+    journal.reaches(below, start)
+    source = _container(disk, format, InOrder(repository, disk.map))
+    try:
+        _copy(source, raw, start, journal, below, progress, int(disk.summary["size"]))
+    finally:
+        source.close()
+    if format == "qcow2":
+        command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", os.fspath(raw), os.fspath(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CloudMountError(f"qemu-img could not make {out}: {done.stderr.strip()}")
+        raw.unlink()
+        with open(out, "rb+") as made:
+            os.fsync(made.fileno())
+    mtime = int(disk.summary["mtime_ns"])
+    os.utime(out, ns=(mtime, mtime))
+
+
+def _copy(
+    source: BlockSource,
+    out: Path,
+    start: int,
+    journal: RestoreJournal,
+    below: str,
+    progress: RestoreProgress,
+    content_bytes: int,
+) -> None:
+    fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, start)
+        os.ftruncate(fd, source.size)  # what was beyond `start` is a hole again
+        base, synced = progress.done_bytes, start
+        for extent in source.extents(start, source.size - start):
+            if extent.data:
+                for at in range(extent.offset, extent.end, CHUNK_BYTES):
+                    data = source.read_at(at, min(CHUNK_BYTES, extent.end - at))
+                    write_all(fd, data, at)
+                    if at + len(data) - synced >= SYNC_BYTES:
+                        synced = at + len(data)
+                        os.fdatasync(fd)
+                        journal.reaches(below, synced)
+                    progress.done_bytes = base + content_bytes * (at + len(data)) // source.size
+        os.fsync(fd)
+        progress.done_bytes = base + content_bytes
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes, at: int) -> None:
+    """All of `data` at position `at` of a file."""
+    view = memoryview(data)
+    while view:
+        n = os.pwrite(fd, view, at)
+        view, at = view[n:], at + n

@@ -1,0 +1,201 @@
+"""Restoring ordinary files and folders.
+
+Decided here and only here: what is put back of a file beside its content, in which
+order, and what is merely noted when it can't be (owners, devices, attributes without
+being root). Belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloudmount.app.restoredisk import write_all
+from cloudmount.app.restorejournal import RestoreJournal
+from cloudmount.errors import TargetExistsError
+from cloudmount.reader.bulk import read_frames
+from cloudmount.repo.entries import Entry
+from cloudmount.repo.frames import Frame
+from cloudmount.repo.listings import Listing
+from cloudmount.repo.locations import Location
+from cloudmount.repo.repository import Repository
+
+if TYPE_CHECKING:
+    from cloudmount.app.restore import RestoreProgress
+
+Output = tuple[int, Entry, Path, str]
+"""Part number, entry, where it goes, and its path below the target."""
+SYNC_FILES, SYNC_BYTES = 500, 256 << 20
+"""After how much finished files are synced and entered in the journal."""
+
+
+class _Together:
+    """The frames of several files one after another, numbered through, for `read_frames`."""
+
+    def __init__(self, listing: Listing, outputs: Sequence[Output], frame_bytes: int) -> None:
+        self._listing, self._outputs = listing, outputs
+        self.frame_bytes = frame_bytes
+        self.size = 0
+        self.owner: dict[int, tuple[int, int]] = {}
+        """For each frame handed out and not yet taken: the output's number, and its number in it."""
+
+    def locate(self, frame: int) -> Location | None:
+        """Not used by reading in order."""
+        return None
+
+    def frame_length(self, frame: int) -> int:
+        """Not used by reading in order."""
+        return self.frame_bytes
+
+    def present(self) -> Iterator[Frame]:
+        """Every present frame of every file, in order."""
+        n = 0
+        for output, (number, entry, _, _) in enumerate(self._outputs):
+            for f in self._listing.content(number, entry).present():
+                self.owner[n] = (output, f.number)
+                yield f._replace(number=n)
+                n += 1
+
+
+class FileRestore:
+    """Restores entries in their order."""
+
+    def __init__(
+        self, repository: Repository, listing: Listing, journal: RestoreJournal, progress: RestoreProgress
+    ) -> None:
+        self._repository, self._listing = repository, listing
+        self._journal, self._progress = journal, progress
+        self._frame = repository.geometry.frame
+
+    def run(self, outputs: Sequence[Output]) -> None:
+        """Folders first, then contents, then everything that has none; folders' times last."""
+        folders = [o for o in outputs if o[1].type == "dir"]
+        for _, _, path, _ in folders:
+            path.mkdir(parents=True, exist_ok=True)
+            os.chmod(path, 0o700)
+        for _, _, path, _ in outputs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        files = [o for o in outputs if o[1].type == "file" and not o[1].hardlink]
+        waiting = []
+        for output in files:
+            _, entry, path, below = output
+            if below in self._journal.done:
+                self._progress.done_bytes += entry.size
+                self._progress.files += 1
+                continue
+            if os.path.lexists(path) and not self._journal.found:
+                raise TargetExistsError(f"{path} exists; it is not overwritten")
+            waiting.append(output)
+        self._contents(waiting)
+        for _, entry, path, below in outputs:
+            if entry.type not in ("file", "dir") or entry.hardlink:
+                self._special(entry, path, outputs)
+                self._journal.done.add(below)
+                self._progress.files += 1
+        for _, entry, path, _ in reversed(folders):
+            self._attributes(entry, path)
+
+    def _contents(self, outputs: Sequence[Output]) -> None:
+        frames = _Together(self._listing, outputs, self._frame)
+        at, fd = 0, -1
+        unsynced: list[tuple[Path, str]] = []
+        pending = 0
+        try:
+            for frame, plain in read_frames(self._repository, frames):
+                output, number = frames.owner.pop(frame.number)
+                while at < output or fd < 0:
+                    if fd >= 0:
+                        self._close(fd, outputs[at], unsynced)
+                        fd, at = -1, at + 1
+                    if at <= output:
+                        fd = self._open(outputs[at])
+                write_all(fd, plain, number * self._frame)
+                pending += len(plain)
+                if pending >= SYNC_BYTES or len(unsynced) >= SYNC_FILES:
+                    self._sync(unsynced)
+                    pending = 0
+            while at < len(outputs):
+                if fd < 0:
+                    fd = self._open(outputs[at])
+                self._close(fd, outputs[at], unsynced)
+                fd, at = -1, at + 1
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        self._sync(unsynced)
+
+    def _open(self, output: Output) -> int:
+        _, entry, path, _ = output
+        self._progress.current = os.fspath(path)
+        if self._journal.found and os.path.lexists(path):
+            path.unlink()  # begun by the run before, not finished
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.ftruncate(fd, entry.size)
+        return fd
+
+    def _close(self, fd: int, output: Output, unsynced: list[tuple[Path, str]]) -> None:
+        os.close(fd)
+        _, entry, path, below = output
+        self._attributes(entry, path)
+        self._progress.done_bytes += entry.size
+        self._progress.files += 1
+        unsynced.append((path, below))
+
+    def _sync(self, unsynced: list[tuple[Path, str]]) -> None:
+        for path, _ in unsynced:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except PermissionError:
+                continue  # its own mode forbids it; it is written all the same
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        self._journal.finished_many([below for _, below in unsynced])
+        unsynced.clear()
+
+    def _special(self, entry: Entry, path: Path, outputs: Sequence[Output]) -> None:
+        if os.path.lexists(path):
+            if not self._journal.found:
+                raise TargetExistsError(f"{path} exists; it is not overwritten")
+            path.unlink()
+        if entry.hardlink:
+            first = next((p for _, e, p, _ in outputs if e.path == entry.hardlink), None)
+            if first is not None:
+                os.link(first, path)
+            else:  # the file it is the same as is not part of this restore
+                found = self._listing.lookup(entry.path)
+                if found is not None:
+                    self._contents([(found[0], entry, path, entry.path)])
+            return
+        try:
+            if entry.type == "link":
+                os.symlink(entry.target or "", path)
+            elif entry.type == "fifo":
+                os.mkfifo(path, 0o600)
+            elif entry.type in ("char", "block"):
+                kind = stat.S_IFCHR if entry.type == "char" else stat.S_IFBLK
+                os.mknod(path, 0o600 | kind, entry.rdev or 0)
+            else:
+                self._progress.notes.append(f"{path}: a socket, left out")
+                return
+        except PermissionError as error:
+            self._progress.notes.append(f"{path}: not made: {error.strerror}")
+            return
+        self._attributes(entry, path)
+
+    def _attributes(self, entry: Entry, path: Path) -> None:
+        link = entry.type == "link"
+        if os.geteuid() == 0:
+            os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
+        for name, value in (entry.xattrs or {}).items():
+            try:
+                os.setxattr(path, name, value, follow_symlinks=False)
+            except OSError as error:
+                self._progress.notes.append(f"{path}: attribute {name} not set: {error.strerror}")
+        if not link:
+            os.chmod(path, entry.mode)
+        os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)

@@ -1,0 +1,93 @@
+"""What an unfinished restore has done, in a file beside its outputs.
+
+Decided here and only here: the journal's form (a line of JSON each: the header with what
+is restored, then outputs that are whole, and how far the one being written is) and that a
+line is written only after what it tells is on the disk. Belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cloudmount.errors import TargetExistsError
+
+NAME = ".cloudmount-restore"
+
+
+class RestoreJournal:
+    """The journal of one restore in `folder`; `single` names the one output of a restore to a new name."""
+
+    def __init__(self, folder: Path, what: str, single: str | None) -> None:
+        self._path = folder / (f"{NAME}-{single}" if single else NAME)
+        self._what = what
+        self.done: set[str] = set()
+        """Outputs that are whole."""
+        self.reached: dict[str, int] = {}
+        """For outputs begun: up to which position they are on the disk."""
+        self.found = self._read()
+        self._fd = -1
+
+    def _read(self) -> bool:
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return False
+        for line in lines[:-1]:  # what follows the last line feed was cut by a power failure
+            try:
+                value: Any = json.loads(line)
+            except ValueError:
+                break
+            if "restore" in value and value["restore"] != self._what:
+                raise TargetExistsError(
+                    f"{self._path.parent} holds an unfinished restore of something else; "
+                    "choose another folder, or empty this one"
+                )
+            if "done" in value:
+                self.done.add(value["done"])
+            if "at" in value:
+                self.reached[value["path"]] = value["at"]
+        return True
+
+    def __enter__(self) -> Self:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if not self.found:
+            self._write({"restore": self._what})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def begun(self, below: str) -> bool:
+        """Whether an earlier run of this restore began the output."""
+        return below in self.reached or below in self.done
+
+    def _write(self, value: dict[str, Any]) -> None:
+        os.write(self._fd, json.dumps(value).encode("ascii") + b"\n")
+        os.fsync(self._fd)
+
+    def reaches(self, below: str, position: int) -> None:
+        """The output is on the disk up to `position`."""
+        self.reached[below] = position
+        self._write({"path": below, "at": position})
+
+    def finished(self, below: str) -> None:
+        """The output is whole and on the disk."""
+        self.done.add(below)
+        self._write({"done": below})
+
+    def finished_many(self, below: list[str]) -> None:
+        """Several outputs are whole and on the disk."""
+        lines = b"".join(json.dumps({"done": b}).encode("ascii") + b"\n" for b in below)
+        self.done.update(below)
+        os.write(self._fd, lines)
+        os.fsync(self._fd)
+
+    def remove(self) -> None:
+        """The whole restore is done."""
+        self._path.unlink(missing_ok=True)
