@@ -48,8 +48,9 @@ class Sightings:
         known = self._highest.get(newest.tag, 0)
         if newest.key.sequence < known:
             self._repository.warn(
-                f"{newest.machine}: snapshot number {known} was seen here before, and now the newest is number "
-                f"{newest.key.sequence} of {newest.key.folder}: newer ones were removed, or the store went back in time"
+                f"{newest.machine}: snapshot number {known} was seen here before, and now the newest is "
+                f"number {newest.key.sequence} of {newest.key.folder}: newer ones were removed, or the "
+                "store went back in time"
             )
         elif newest.key.sequence > known:
             self._highest[newest.tag] = newest.key.sequence
