@@ -1,0 +1,222 @@
+"""The life of a mount: put up, served, taken down, always within seconds.
+
+Decided here and only here: what happens at start, at the end and on signals. A drive ends
+when it is unmounted from outside, on SIGINT, SIGTERM or SIGHUP; when reads hang on a
+dead link it is unmounted all the same (lazily) and the process does not wait for them:
+`serve` returns while threads are still stuck, and the caller must end the process with
+`os._exit`. `serve` belongs to the main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from cloudmount.errors import CloudMountError, NotFoundError, UsageError
+from cloudmount.mounts.driver import DriveOptions, Driver
+from cloudmount.mounts.mountpoints import detach, is_stale, mounted_at, resolved, take
+from cloudmount.mounts.records import MountRecord, find_record, remove_record, start_time, write_record
+from cloudmount.nodes import Dir
+
+GRACE_SECONDS = 3.0
+"""How long requests under way may take to come back once the drive is unmounted."""
+UP_SECONDS = 20.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+
+
+def serve(
+    driver: Driver,
+    root: Dir,
+    mountpoint: str,
+    options: DriveOptions,
+    *,
+    records: Path,
+    repository: str,
+    ready: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> None:
+    """Mount `root` and serve it until it is unmounted. `ready` is called once it is up.
+
+    `records` is the folder of mount records, `repository` how people name what is shown.
+    """
+    path = resolved(mountpoint)
+    made, notes = take(path)
+    for note in notes:
+        tell(note)
+    stop = threading.Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():  # asked twice: not one more second
+            detach(path, lazy=True)
+            os._exit(130)
+        stop.set()
+
+    before = {s: signal.signal(s, asked) for s in _SIGNALS}
+    try:
+        drive = driver(root, path, options)
+        ended = threading.Event()
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                drive.run()
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                ended.set()
+
+        threading.Thread(target=run, name="cloudmount-drive", daemon=True).start()
+        try:
+            _wait_up(drive.up, ended, path)
+            record = MountRecord(os.getpid(), start_time(os.getpid()), path, repository, time.time())
+            write_record(records, record)
+            ready(path)
+            _until_unmounted(path, stop, ended)
+        finally:
+            _take_down(path, ended)
+            remove_record(records, path)
+        if failure:
+            raise CloudMountError(f"the drive at {path} ended: {failure[0]}")
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+
+
+def _wait_up(up: threading.Event, ended: threading.Event, path: str) -> None:
+    until = time.monotonic() + UP_SECONDS
+    while not up.wait(0.05):
+        if ended.is_set() or time.monotonic() > until:
+            raise CloudMountError(f"the drive at {path} did not come up")
+
+
+def _ours(path: str) -> bool:
+    found = mounted_at(path)
+    return found is not None and found.ours
+
+
+def _until_unmounted(path: str, stop: threading.Event, ended: threading.Event) -> None:
+    while not (stop.wait(0.25) or ended.is_set()):
+        if not _ours(path):
+            return
+
+
+def _take_down(path: str, ended: threading.Event) -> None:
+    if _ours(path) and not ended.is_set() and detach(path, lazy=False) is not None:
+        detach(path, lazy=True)  # somebody's shell stands in it, or a read hangs
+    ended.wait(GRACE_SECONDS)
+
+
+def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> None:
+    """Take a drive of ours down, within 5 s whatever its reads do.
+
+    `NotFoundError` when nothing is mounted there, `UsageError` when it is not a drive of ours.
+    """
+    path = resolved(mountpoint)
+    found = mounted_at(path)
+    if found is None:
+        raise NotFoundError(f"nothing is mounted at {path}")
+    if not found.ours:
+        raise UsageError(f"{path}: what is mounted there ({found.kind}) is not a drive of CloudMount's")
+    record = find_record(records, path)
+    began = time.monotonic()
+    if is_stale(path):
+        tell(f"{path}: its process was killed; the mount it left is cleared")
+        why = detach(path, lazy=True)
+    elif (why := detach(path, lazy=False)) is not None:
+        tell(f"{path} is in use; it disappears now, and open files end with it")
+        why = detach(path, lazy=True)
+    if why is not None and _ours(path):
+        raise CloudMountError(f"{path} can't be unmounted: {why}")
+    if record is not None and record.alive:
+        _end(record, began)
+    remove_record(records, path)
+
+
+def _end(record: MountRecord, began: float) -> None:
+    """Wait for a drive's process; one that does not end is ended."""
+    for after, number in ((3.6, signal.SIGTERM), (4.4, signal.SIGKILL), (4.9, None)):
+        while record.alive and time.monotonic() - began < after:
+            time.sleep(0.02)
+        if not record.alive:
+            return
+        if number is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.pid, number)
+
+
+class _StartedElsewhereError(CloudMountError):
+    """What a background process failed with, told by its parent."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # of this one failure
+
+
+def in_background(run: Callable[[Callable[[], None]], None], log: Path) -> None:
+    """Do `run(ready)` in a process of its own; return once it called `ready`.
+
+    Its failure before that is raised here, with its exit code. Afterwards its output goes to the file `log`.
+    Call it before any thread is started and any store opened.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(reading)
+        os.setsid()
+        if os.fork():
+            os._exit(0)  # so that the drive is nobody's child and nobody's session leader
+        os._exit(_background(run, log, writing))
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        told = pipe.read()
+    with contextlib.suppress(ChildProcessError):
+        os.wait()
+    if told == b"up":
+        return
+    try:
+        value = json.loads(told)
+        message, code = str(value["error"]), int(value["exit_code"])
+    except (ValueError, KeyError):
+        message, code = f"the drive's process ended before it was up; see {log}", 1
+    raise _StartedElsewhereError(message, code)
+
+
+def _background(run: Callable[[Callable[[], None]], None], log: Path, writing: int) -> int:
+    def ready() -> None:
+        os.write(writing, b"up")
+        os.close(writing)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        out = null
+        with contextlib.suppress(OSError):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        up.append(True)
+
+    up: list[bool] = []
+    try:
+        run(ready)
+        return 0
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        if not up:
+            told = {"error": str(error) or type(error).__name__, "exit_code": code}
+            with contextlib.suppress(OSError):
+                os.write(writing, json.dumps(told).encode())
+        else:
+            print(f"cloudmount: error: {error}", file=sys.stderr, flush=True)
+        return int(code)
