@@ -131,8 +131,8 @@ def _whole_stat(declared: Any) -> Any:
     if not sys.platform.startswith("linux"):
         return declared
     machine = platform.machine()
-    size: int | None = {"x86_64": 144, "aarch64": 128}.get(machine)
-    if size is None:
+    size = {"x86_64": 144, "aarch64": 128}.get(machine, 0)
+    if not size:
         raise CloudMountError(f"the refuse driver runs on x86_64 and aarch64, not on {machine}")
 
     class Stat(declared):  # type: ignore[misc]  # refuse has no types
