@@ -18,11 +18,11 @@ from typing import NamedTuple, Protocol
 from cloudmount.backup.progress import BackupProgress
 from cloudmount.backup.uploader import Uploader
 from cloudmount.crypto.keyring import Keyring
-from cloudmount.errors import UnreadableInputError
+from cloudmount.errors import CloudMountError, UnreadableInputError
 from cloudmount.extents import BlockSource
 from cloudmount.repo.config import Geometry
 from cloudmount.repo.locations import Location
-from cloudmount.repo.payload import encode_payload
+from cloudmount.repo.payload import decode_frame, encode_frame
 
 _FEW_ZEROS = bytes(64)
 BATCH_BYTES = 1 << 20
@@ -37,7 +37,7 @@ class Taken(NamedTuple):
     frame: int
     content: bytes
     at: Location | None
-    payload: bytes
+    payload: bytes | memoryview
     length: int
 
 
@@ -162,9 +162,16 @@ class Pipeline:
             plain = whole[begin:end]
             content = self._keys.content_id(plain)
             at = sink.known(first + i, content) or self._find(first + i, content, sink)
-            payload = b"" if at is not None else encode_payload(plain)
+            payload = b"" if at is not None else self._encode(plain)
             taken.append(Taken(first + i, content, at, payload, len(plain)))
         return taken
+
+    @staticmethod
+    def _encode(plain: memoryview) -> bytes | memoryview:
+        payload = encode_frame(plain)
+        if payload is not plain and decode_frame(bytes(payload), len(plain)) != plain.tobytes():
+            raise CloudMountError("what was compressed does not inflate to itself: faulty memory?")
+        return payload
 
     def drain(self) -> None:
         """Deal with everything submitted so far."""

@@ -19,6 +19,7 @@ from typing import Any
 from cloudmount import __version__
 from cloudmount.backup.disks import DiskBackup
 from cloudmount.backup.files import FileBackup
+from cloudmount.backup.memory import keep_freed_memory
 from cloudmount.backup.pipeline import Pipeline
 from cloudmount.backup.progress import BackupProgress
 from cloudmount.backup.sources import Sources
@@ -110,6 +111,7 @@ def run_backup(
 ) -> BackupResult:
     """Back `paths` up as one snapshot. `UnreadableInputError` when one of them can't be read."""
     started, began = clock.time(), clock.monotonic()
+    keep_freed_memory()
     problems: list[tuple[str, str]] = []
     sources = Sources(
         paths,

@@ -33,7 +33,7 @@ from cloudmount.blobs.azure_answers import Page, Place, check_range, error_code,
 from cloudmount.blobs.azure_place import AzurePlace
 from cloudmount.blobs.connections import Answer, HttpPool
 from cloudmount.blobs.sockets import Patience
-from cloudmount.blobs.store import LIST_PAGE, BlobInfo, BlobStore, Tier, check_name, check_prefix
+from cloudmount.blobs.store import LIST_PAGE, BlobInfo, BlobStore, Data, Tier, check_name, check_prefix
 from cloudmount.errors import (
     CloudMountError,
     NoRepositoryError,
@@ -53,7 +53,7 @@ _SCOPE = "https://storage.azure.com/.default"
 _LISTING = 64 * 1024 * 1024  # a page of 5,000 names is about 5 MB
 _MARKERS = 64
 
-_Send = Callable[[str, str, Mapping[str, str], "bytes | None", "float | None", "int | None"], Answer]
+_Send = Callable[[str, str, Mapping[str, str], "Data | None", "float | None", "int | None"], Answer]
 """method, target, headers, body, deadline, most -> answer"""
 
 
@@ -89,19 +89,17 @@ class AzureStore(BlobStore):
                 raise failure(answer, "make the container", "", self._what) from None
 
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         headers = {"If-None-Match": "*"}
         if tier is not None:
             headers["x-ms-access-tier"] = _TIERS[tier]
         self._put("create", name, data, headers, deadline)
 
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         self._put("replace", name, data, {}, deadline)
 
-    def _put(
-        self, what: str, name: str, data: bytes, headers: dict[str, str], deadline: float | None
-    ) -> None:
+    def _put(self, what: str, name: str, data: Data, headers: dict[str, str], deadline: float | None) -> None:
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         headers |= {
             "x-ms-blob-type": "BlockBlob",
@@ -229,7 +227,7 @@ class AzureStore(BlobStore):
         method: str,
         target: str,
         headers: dict[str, str],
-        body: bytes | None,
+        body: Data | None,
         *,
         deadline: float | None = None,
         most: int | None = None,
@@ -273,7 +271,7 @@ class _SignedAddress:
         method: str,
         target: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: Data | None,
         deadline: float | None,
         most: int | None,
     ) -> Answer:
@@ -308,7 +306,7 @@ class _Pipelined:
         method: str,
         target: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: Data | None,
         deadline: float | None,
         most: int | None,
     ) -> Answer:
@@ -331,7 +329,7 @@ class _Transport:
         self._pool = pool
 
     def send(
-        self, request: Any, *, target: str, body: bytes | None, deadline: float | None, most: int | None
+        self, request: Any, *, target: str, body: Data | None, deadline: float | None, most: int | None
     ) -> _Response:
         answer = self._pool.request(
             request.method, target, request.headers, body, deadline=deadline, most=most

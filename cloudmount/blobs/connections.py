@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 from cloudmount.blobs.lookup import addresses
 from cloudmount.blobs.sockets import Line, Patience, PlainSocket, TLSSocket
+from cloudmount.blobs.store import Data
 from cloudmount.errors import CloudMountError, StoreRefusedError, StoreTimeoutError, StoreUnreachableError
 
 _READ_PIECE = 64 * 1024 * 1024  # a length the server claims is not believed beyond this
@@ -172,7 +173,7 @@ class HttpPool:
         method: str,
         target: str,
         headers: Mapping[str, str],
-        body: bytes | None = None,
+        body: Data | None = None,
         *,
         deadline: float | None = None,
         most: int | None = None,
@@ -268,7 +269,7 @@ def _exchange(
     method: str,
     target: str,
     headers: Mapping[str, str],
-    body: bytes | None,
+    body: Data | None,
     most: int | None,
 ) -> tuple[Answer, bool]:
     """Send a request, read its answer; whether the connection can serve another."""

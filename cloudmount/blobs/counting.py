@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
-from cloudmount.blobs.store import LIST_PAGE, BlobInfo, BlobStore, Tier
+from cloudmount.blobs.store import LIST_PAGE, BlobInfo, BlobStore, Data, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ class CountingStore(BlobStore):
         self.inner.prepare(deadline=deadline)
 
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         self._add(Counts(create=1, bytes_up=len(data)))
         self.inner.create(name, data, tier=tier, deadline=deadline)
 
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         self._add(Counts(put=1, bytes_up=len(data)))
         self.inner.put(name, data, deadline=deadline)
 

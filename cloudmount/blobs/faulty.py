@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from cloudmount.blobs.retrying import StoreBusyError
-from cloudmount.blobs.store import BlobInfo, BlobStore, Tier
+from cloudmount.blobs.store import BlobInfo, BlobStore, Data, Tier
 from cloudmount.errors import StoreRefusedError, StoreTimeoutError, StoreUnreachableError
 
 _Item = TypeVar("_Item")
@@ -128,7 +128,7 @@ class FaultyStore(BlobStore):
         self._do("prepare", "", deadline, lambda: self.inner.prepare(deadline=deadline))
 
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         def create() -> None:
             self.inner.create(name, data, tier=tier, deadline=deadline)
@@ -137,7 +137,7 @@ class FaultyStore(BlobStore):
 
         self._do("create", name, deadline, create)
 
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         self._do("put", name, deadline, lambda: self.inner.put(name, data, deadline=deadline))
 
     def read(

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from cloudmount.blobs.pacing import Bucket, Meter, metered
-from cloudmount.blobs.store import BlobInfo, BlobStore, Tier
+from cloudmount.blobs.store import BlobInfo, BlobStore, Data, Tier
 from cloudmount.errors import StoreTimeoutError
 
 _Item = TypeVar("_Item")
@@ -62,13 +62,13 @@ class LimitedStore(BlobStore):
             self.inner.prepare(deadline=deadline)
 
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         with self._limits(deadline) as meter:
             self.inner.create(name, data, tier=tier, deadline=deadline)
             self._settle(self._up, len(data) - meter.sent, deadline)
 
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         with self._limits(deadline) as meter:
             self.inner.put(name, data, deadline=deadline)
             self._settle(self._up, len(data) - meter.sent, deadline)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from cloudmount.blobs import pacing
 from cloudmount.blobs.placing import place_new, sync_file, sync_folder
-from cloudmount.blobs.store import BlobInfo, BlobStore, Tier, check_name, check_prefix
+from cloudmount.blobs.store import BlobInfo, BlobStore, Data, Tier, check_name, check_prefix
 from cloudmount.errors import (
     BlobExistsError,
     BlobMissingError,
@@ -89,7 +89,7 @@ class LocalStore(BlobStore):
                 sync_folder(os.path.dirname(self._root))
 
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         path = self._path(name)
         with self._translating("write", name):
@@ -105,7 +105,7 @@ class LocalStore(BlobStore):
                     os.unlink(temporary)
             self._sync_names(os.path.dirname(path))
 
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         path = self._path(name)
         with self._translating("write", name):
             temporary = self._write(data, deadline)
@@ -200,7 +200,7 @@ class LocalStore(BlobStore):
                 "connected, or make the repository with `cloudmount init`"
             )
 
-    def _write(self, data: bytes, deadline: float | None) -> str:
+    def _write(self, data: Data, deadline: float | None) -> str:
         """The path of a new file holding `data`, on the disk."""
         _check_time(deadline)
         path = os.path.join(self._temporary, f"{os.getpid()}-{secrets.token_hex(8)}")

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from cloudmount.blobs.store import BlobInfo, BlobStore, Tier, check_name, check_prefix
+from cloudmount.blobs.store import BlobInfo, BlobStore, Data, Tier, check_name, check_prefix
 from cloudmount.errors import (
     BlobExistsError,
     BlobMissingError,
@@ -61,7 +61,7 @@ class MemoryStore(BlobStore):
         self._prepared = True
 
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         self._check(check_name(name), deadline)
         with self._lock:
@@ -71,7 +71,7 @@ class MemoryStore(BlobStore):
                 raise BlobExistsError(name)
             self._store(name, data, tier)
 
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         self._check(check_name(name), deadline)
         if self.write_once:
             raise StoreRefusedError(f"no permission to replace {name}")
@@ -130,7 +130,7 @@ class MemoryStore(BlobStore):
         if not self._prepared:
             raise NoRepositoryError("this memory was not prepared")
 
-    def _store(self, name: str, data: bytes, tier: Tier | None) -> None:
+    def _store(self, name: str, data: Data, tier: Tier | None) -> None:
         if self._capacity is not None:
             held = sum(map(len, self.objects.values())) - len(self.objects.get(name, b""))
             if held + len(data) > self._capacity:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from cloudmount.blobs.store import BlobInfo, BlobStore, Tier
+from cloudmount.blobs.store import BlobInfo, BlobStore, Data, Tier
 from cloudmount.errors import (
     BlobExistsError,
     CloudMountError,
@@ -114,7 +114,7 @@ class RetryingStore(BlobStore):
         self._try(lambda until: self.inner.prepare(deadline=until), deadline)
 
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         lost = False  # whether an earlier try may have stored it
 
@@ -132,7 +132,7 @@ class RetryingStore(BlobStore):
 
         self._try(create, deadline)
 
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         self._try(lambda until: self.inner.put(name, data, deadline=until), deadline)
 
     def read(
@@ -217,7 +217,7 @@ class RetryingStore(BlobStore):
             end = deadline if end is None else min(end, deadline)
         return _Effort(policy, end, self._clock, self._sleep, self._random, self._closed)
 
-    def _stands(self, name: str, data: bytes, looks: int, until: float | None) -> bool:
+    def _stands(self, name: str, data: Data, looks: int, until: float | None) -> bool:
         """Whether `name` holds `data`, so that a refused create is one that an earlier try did.
 
         `BlobExistsError` when it holds something else; False when it holds nothing, so that the
@@ -237,7 +237,7 @@ class RetryingStore(BlobStore):
                 raise BlobExistsError(name)
         return False
 
-    def _same(self, found: BlobInfo, data: bytes, until: float | None) -> bool:
+    def _same(self, found: BlobInfo, data: Data, until: float | None) -> bool:
         if found.md5 is not None:
             return found.md5 == hashlib.md5(data, usedforsecurity=False).digest()
         try:

@@ -57,6 +57,10 @@ Tier = str
 """Where an object is kept: "hot", "cool" or "cold"; stores without tiers ignore it."""
 
 
+Data = bytes | memoryview
+"""What an object is made of. A view's memory is used again by the caller once the call returned."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
     """What a listing tells of an object: `size` in bytes, `modified` in seconds since 1970 by
@@ -77,13 +81,13 @@ class BlobStore(abc.ABC):
 
     @abc.abstractmethod
     def create(
-        self, name: str, data: bytes, *, tier: Tier | None = None, deadline: float | None = None
+        self, name: str, data: Data, *, tier: Tier | None = None, deadline: float | None = None
     ) -> None:
         """Store a new object in one request. `BlobExistsError` when the name is taken (or, where a
         store can't tell that from a missing permission, `StoreRefusedError`)."""
 
     @abc.abstractmethod
-    def put(self, name: str, data: bytes, *, deadline: float | None = None) -> None:
+    def put(self, name: str, data: Data, *, deadline: float | None = None) -> None:
         """Store an object, replacing one of that name. Only for `config`."""
 
     @abc.abstractmethod

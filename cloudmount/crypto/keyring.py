@@ -53,6 +53,10 @@ class Sealer:
         """`plain` sealed as `number` (0..2**96-1), bound to the authenticated data `bound`."""
         return self._gcm.encrypt(number.to_bytes(12, "big"), plain, bound)
 
+    def seal_into(self, number: int, plain: bytes | memoryview, room: memoryview, bound: bytes = b"") -> None:
+        """As `seal`, into `room`, which has exactly the length of `plain` and `SEAL_BYTES`."""
+        self._gcm.encrypt_into(number.to_bytes(12, "big"), plain, bound, room)
+
     def open(self, number: int, sealed: bytes | memoryview, bound: bytes = b"") -> bytes:
         """What was sealed; `DamagedError` when a bit of it, its number or `bound` differs."""
         try:

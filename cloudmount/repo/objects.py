@@ -117,8 +117,16 @@ def open_single(keys: Keyring, kind: int, name: str, data: bytes) -> bytes:
     return reader.first(data)
 
 
+def seal_table(keys: Keyring, birth: Birth, header: bytes, name: str, table: bytes) -> bytes:
+    """What ends a pack or map object: its sealed table and trailer."""
+    payload = encode_payload(table)
+    trailer = Trailer(len(payload) + SEAL_BYTES, TRAILER_MAGIC).pack()
+    sealer = keys.sealer(birth.epoch, birth.salt, "table")
+    return sealer.seal(0, payload, header + trailer + name.encode("ascii")) + trailer
+
+
 class PieceWriter:
-    """Collects sealed pieces behind a header; the common part of packs and map objects."""
+    """Collects the sealed pieces of a map object behind its header."""
 
     def __init__(self, keys: Keyring, kind: int, purpose: str) -> None:
         self.birth = Birth(keys.epoch, new_salt())
@@ -142,11 +150,7 @@ class PieceWriter:
 
     def sealed_object(self, name: str, table: bytes) -> bytes:
         """The whole object, closed with its `table` and trailer."""
-        payload = encode_payload(table)
-        trailer = Trailer(len(payload) + SEAL_BYTES, TRAILER_MAGIC).pack()
-        sealer = self.keys.sealer(self.birth.epoch, self.birth.salt, "table")
-        sealed = sealer.seal(0, payload, self._parts[0] + trailer + name.encode("ascii"))
-        data = b"".join([*self._parts, sealed, trailer])
+        data = b"".join([*self._parts, seal_table(self.keys, self.birth, self._parts[0], name, table)])
         self._parts = []  # while it is sent, one copy in memory is enough
         return data
 

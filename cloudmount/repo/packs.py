@@ -9,13 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cloudmount.crypto.keyring import ID_BYTES, Keyring
+from cloudmount.crypto.keyring import ID_BYTES, SEAL_BYTES, Keyring, new_salt
 from cloudmount.errors import CloudMountError, DamagedError
 from cloudmount.repo.columns import decode_column, encode_column
 from cloudmount.repo.locations import Birth, Location
 from cloudmount.repo.names import INDEX, pack_name
-from cloudmount.repo.objects import PieceWriter, open_single, read_table, seal_single
-from cloudmount.repo.payload import decode_payload
+from cloudmount.repo.objects import (
+    id_of,
+    make_header,
+    open_single,
+    read_table,
+    seal_single,
+    seal_table,
+)
+from cloudmount.repo.payload import decode_frame
 from cloudmount.repo.structures import HEADER_BYTES, KIND_INDEX, KIND_PACK, BirthRow, IndexHeader, PackRow
 
 
@@ -34,6 +41,11 @@ class PackTable:
     def id(self) -> bytes:
         """The pack's 16-byte id."""
         return self.birth.salt[:ID_BYTES]
+
+    @property
+    def entries_end(self) -> int:
+        """Where the table begins: behind the last frame."""
+        return HEADER_BYTES + sum(self.lengths)
 
     def entries(self) -> Iterator[tuple[bytes, Location]]:
         """Each frame's content id and location."""
@@ -109,37 +121,51 @@ def decode_tables(data: bytes) -> list[PackTable]:
     return tables
 
 
-class PackWriter:
-    """One pack being filled."""
+PACK_SLACK = 5 << 20
+"""Room a pack needs beyond its target size: its last frame, its table and trailer."""
+MAX_PACK_FRAMES = 1 << 16
+"""A pack is full with so many frames, so that its table (28 bytes each) fits into the slack."""
 
-    def __init__(self, keys: Keyring) -> None:
-        self._pieces = PieceWriter(keys, KIND_PACK, "frame")
+
+class PackWriter:
+    """One pack being filled, in `room`: its target size and `PACK_SLACK` bytes of memory, the caller's."""
+
+    def __init__(self, keys: Keyring, room: memoryview) -> None:
+        self._keys = keys
+        self._room = room
+        self._birth = Birth(keys.epoch, new_salt())
+        self._sealer = keys.sealer(self._birth.epoch, self._birth.salt, "frame")
+        self._header = make_header(KIND_PACK, self._birth)
+        room[:HEADER_BYTES] = self._header
+        self.size = HEADER_BYTES
+        """Bytes so far."""
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
-        self._plain: list[int] = []
 
     @property
-    def size(self) -> int:
-        """Bytes so far."""
-        return self._pieces.size
+    def full(self) -> bool:
+        """Whether another frame might not fit."""
+        return self.size > len(self._room) - PACK_SLACK or len(self._ids) >= MAX_PACK_FRAMES
 
-    def add(self, content: bytes, payload: bytes, plain_length: int) -> Location:
+    def add(self, content: bytes, payload: bytes | memoryview) -> Location:
         """Seal a frame's encoded payload; where it will lie."""
-        offset, length, number = self._pieces.append(payload)
+        number, offset, length = len(self._ids), self.size, len(payload) + SEAL_BYTES
+        self._sealer.seal_into(number, payload, self._room[offset : offset + length])
         self._ids.append(content)
         self._lengths.append(length)
-        self._plain.append(plain_length)
-        return Location(self._pieces.id, offset, length, self._pieces.birth, number)
+        self.size += length
+        return Location(id_of(self._birth.salt), offset, length, self._birth, number)
 
     def finish(self) -> FinishedPack:
-        """The object's name, bytes and table, proved by opening every frame from those bytes."""
-        own = self._pieces
-        name = pack_name(own.id)
-        inner = PackTable(own.birth, own.size, self._ids, self._lengths)
+        """The object's name, bytes (in the room) and table."""
+        name = pack_name(id_of(self._birth.salt))
         # The row in the pack's own table gives the bytes before the table: the rest isn't known yet.
-        data = own.sealed_object(name, encode_tables([inner]))
-        table = PackTable(own.birth, len(data), self._ids, self._lengths)
-        return FinishedPack(name, data, table, self._plain)
+        inner = PackTable(self._birth, self.size, self._ids, self._lengths)
+        tail = seal_table(self._keys, self._birth, self._header, name, encode_tables([inner]))
+        end = self.size + len(tail)
+        self._room[self.size : end] = tail
+        table = PackTable(self._birth, end, self._ids, self._lengths)
+        return FinishedPack(name, self._room[:end], table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +173,34 @@ class FinishedPack:
     """A pack ready to be sent."""
 
     name: str
-    data: bytes
+    data: memoryview
     table: PackTable
-    plain_lengths: Sequence[int]
 
     def prove(self, keys: Keyring) -> None:
-        """Open every frame from the bytes to be sent, with the reader's code."""
-        whole = memoryview(self.data)
-        for (content, at), plain in zip(self.table.entries(), self.plain_lengths, strict=True):
-            sealed = whole[at.offset : at.offset + at.length]
-            if keys.content_id(open_frame(keys, at, sealed, plain)) != content:
-                raise CloudMountError(
-                    f"{self.name}: a frame just sealed does not open to what was read: this machine's "
-                    "memory or processor may be faulty; nothing was stored"
-                )
+        """Open every frame's seal, and the table, from the bytes to be sent, with the reader's code."""
+        try:
+            for _, at in self.table.entries():
+                open_seal(keys, at, self.data[at.offset : at.offset + at.length])
+            header, tail = bytes(self.data[:HEADER_BYTES]), bytes(self.data[self.table.entries_end :])
+            if pack_table(keys, self.name, len(self.data), header, tail) != self.table:
+                raise DamagedError("its table is not the one it was made with")
+        except DamagedError as error:
+            raise CloudMountError(
+                f"{self.name}: what was just sealed does not open ({error}): this machine's memory or "
+                "processor may be faulty; it was not stored"
+            ) from None
+
+
+def open_seal(keys: Keyring, at: Location, sealed: bytes | memoryview) -> bytes:
+    """A frame's payload from its sealed bytes; `DamagedError` when they are not those at `at`."""
+    if len(sealed) != at.length:
+        raise DamagedError(f"a frame has {len(sealed)} sealed bytes where {at.length} belong")
+    return keys.sealer(at.birth.epoch, at.birth.salt, "frame").open(at.number, sealed)
 
 
 def open_frame(keys: Keyring, at: Location, sealed: bytes | memoryview, plain_length: int) -> bytes:
     """The plain bytes of a frame from its sealed ones; `DamagedError` when they are not those."""
-    if len(sealed) != at.length:
-        raise DamagedError(f"a frame has {len(sealed)} sealed bytes where {at.length} belong")
-    payload = keys.sealer(at.birth.epoch, at.birth.salt, "frame").open(at.number, sealed)
-    return decode_payload(payload, exact=plain_length)
+    return decode_frame(open_seal(keys, at, sealed), plain_length)
 
 
 def seal_index(keys: Keyring, tables: Sequence[PackTable]) -> tuple[str, bytes]:

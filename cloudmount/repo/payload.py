@@ -35,6 +35,36 @@ def encode_payload(plain: bytes | memoryview) -> bytes:
     return ZSTD + packed if len(packed) < len(plain) else b"".join((STORED, plain))
 
 
+def encode_frame(plain: bytes | memoryview) -> bytes | memoryview:
+    """A frame's payload: compressed where that makes it shorter, else `plain` itself; no codec byte."""
+    packed = _compressor().compress(plain)
+    return packed if len(packed) < len(plain) else plain
+
+
+def decode_frame(payload: bytes, plain_length: int) -> bytes:
+    """The frame's `plain_length` bytes; `DamagedError` when they are not in `payload`.
+
+    A payload of that length is stored as it is, a shorter one is zstd.
+    """
+    if len(payload) == plain_length:
+        return payload
+    if len(payload) > plain_length:
+        raise DamagedError(f"a frame has {len(payload)} bytes where {plain_length} belong")
+    return _inflate(payload, plain_length, plain_length)
+
+
+def _inflate(body: bytes, limit: int, exact: int | None) -> bytes:
+    _compressor()
+    try:
+        told = zstandard.frame_content_size(body)
+        if not 0 <= told <= limit or (exact is not None and told != exact):
+            raise DamagedError(f"a payload would inflate to {told} bytes, not to the {limit} allowed")
+        plain: bytes = _local.decompressor.decompress(body, max_output_size=limit)
+    except zstandard.ZstdError as error:
+        raise DamagedError(f"a payload does not inflate: {error}") from None
+    return plain
+
+
 def decode_payload(payload: bytes, *, exact: int | None = None, limit: int = METADATA_LIMIT) -> bytes:
     """The plain bytes: exactly `exact` of them when given, at most `limit`; else `DamagedError`."""
     if exact is not None:
@@ -43,14 +73,7 @@ def decode_payload(payload: bytes, *, exact: int | None = None, limit: int = MET
     if codec == STORED:
         plain = body
     elif codec == ZSTD:
-        _compressor()
-        try:
-            told = zstandard.frame_content_size(body)
-            if not 0 <= told <= limit:
-                raise DamagedError(f"a payload would inflate to {told} bytes, more than the {limit} allowed")
-            plain = _local.decompressor.decompress(body, max_output_size=limit)
-        except zstandard.ZstdError as error:
-            raise DamagedError(f"a payload does not inflate: {error}") from None
+        plain = _inflate(body, limit, exact)
     else:
         raise DamagedError(f"a payload has the unknown codec {codec.hex() or 'none'}")
     if len(plain) > limit or (exact is not None and len(plain) != exact):
