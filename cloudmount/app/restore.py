@@ -22,7 +22,7 @@ from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import NoRoomError, NotFoundError, TargetExistsError, UsageError
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
-from cloudmount.repo.streams import MapCache
+from cloudmount.tree.drive import Drive
 from cloudmount.tree.snapshotdir import OpenedSnapshot, StoredDisk
 
 
@@ -101,19 +101,12 @@ def _format(disk: StoredDisk) -> str:
     return came if came in FORMATS else "raw"
 
 
-class _Opener:
-    """The part of a drive that `OpenedSnapshot` needs to read maps: no reader, no cache."""
-
-    def __init__(self, repository: Repository) -> None:
-        self.repository = repository
-        self.maps = MapCache(repository)
-
-
 def restore(
     repository: Repository,
     selected: Selected,
     target: Path,
     *,
+    into: bool = False,
     format: str | None = None,
     progress: RestoreProgress | None = None,
     environ: Mapping[str, str] = os.environ,
@@ -121,7 +114,8 @@ def restore(
     """Restore what `selected` names into `target`.
 
     A folder or a whole snapshot goes into the folder `target`: made, empty, or left by an unfinished
-    restore of the same. One file goes into an existing folder, else `target` is its new name.
+    restore of the same. One file goes into an existing folder, or one to be made (`into`), else `target` is
+    its new name.
     `TargetExistsError` when something is in the way, `DamagedError` naming what could not be restored.
     """
     began = time.monotonic()
@@ -129,12 +123,12 @@ def restore(
         raise UsageError(f"the format {format!r} is none of {', '.join(FORMATS)}")
     progress = progress or RestoreProgress()
     fetched = repository.store.snapshot().bytes_down if isinstance(repository.store, CountingStore) else 0
-    opened = OpenedSnapshot(_Opener(repository), selected.snapshot)  # type: ignore[arg-type]  # reads maps only
+    opened = OpenedSnapshot(Drive(repository, None), selected.snapshot)
     plan = _plan(opened, selected.path, format)
     if len({below for *_, below in [*plan.disks, *plan.entries]}) != len(plan.disks) + len(plan.entries):
         raise UsageError("two things would be restored under one name; choose another --format")
     what = f"{selected.snapshot.id}:{selected.path}:{format or ''}"
-    place = _Place(target, plan.single)
+    place = _Place(target, plan.single, into)
     progress.total_bytes = sum(d.summary["size"] for d, *_ in plan.disks)
     progress.total_bytes += sum(e.size for _, e, _ in plan.entries if e.type == "file" and not e.hardlink)
     with place.journal(what) as journal:
@@ -168,8 +162,8 @@ def restore(
 class _Place:
     """Where a restore goes: a folder, or one file under its old or a new name."""
 
-    def __init__(self, target: Path, single: bool) -> None:
-        self._into_folder = not single or target.is_dir() or str(target).endswith(os.sep)
+    def __init__(self, target: Path, single: bool, into: bool) -> None:
+        self._into_folder = not single or into or target.is_dir()
         self.target, self._single = target, single
 
     def path(self, below: str) -> Path:

@@ -1,0 +1,5 @@
+"""`python -m cloudmount` is the program `cloudmount`."""
+
+from cloudmount.cli.main import main
+
+main()

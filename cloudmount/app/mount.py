@@ -1,0 +1,87 @@
+"""Mounting: repository, caches and tree put together and served.
+
+Decided here and only here: the sizes of a drive's caches, and where its records lie.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cloudmount.app.opening import disk_cache
+from cloudmount.app.places import cache_folder, connect, state_folder
+from cloudmount.blobs.retrying import TRANSFER
+from cloudmount.mounts.driver import DriveOptions, Space
+from cloudmount.mounts.lifecycle import serve
+from cloudmount.reader.stored import FrameReader
+from cloudmount.repo.repository import Repository
+from cloudmount.tree.drive import Drive
+
+GIB = 1 << 30
+MOST_CACHE = 10 * GIB
+WORKERS = 8
+
+
+def records_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where records of mounts lie."""
+    return state_folder(environ) / "mounts"
+
+
+def log_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """What drives in the background write to."""
+    return state_folder(environ) / "mount.log"
+
+
+def default_cache_bytes(folder: Path) -> int:
+    """10 GiB, or a quarter of what is free where the cache lies."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
+
+
+def mount(
+    address: str,
+    passphrase: str,
+    mountpoint: str,
+    *,
+    cache_dir: Path | None = None,
+    cache_bytes: int | None = None,
+    io_timeout: float = 60.0,
+    allow_other: bool = False,
+    bandwidth: tuple[float | None, float | None] = (None, None),
+    ready: Callable[[str], None],
+    tell: Callable[[str], None],
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns."""
+    from cloudmount.mounts.refuse_driver import RefuseDrive
+
+    store = connect(
+        address,
+        environ,
+        policy=TRANSFER.reading(io_timeout),
+        bandwidth=bandwidth,
+        connections=WORKERS + 2,
+    )
+    repository = Repository.open(store, passphrase, tell=tell)
+    folder = cache_dir or cache_folder(environ) / repository.config.repo_id / "frames"
+    limit = cache_bytes if cache_bytes is not None else default_cache_bytes(folder)
+    repository.cache = disk_cache(folder, limit, tell)
+    reader = FrameReader(repository, cache=repository.cache, io_timeout=io_timeout, workers=WORKERS)
+    drive = Drive(repository, reader)
+    try:
+        serve(
+            RefuseDrive,
+            drive,
+            mountpoint,
+            DriveOptions(allow_other=allow_other, space=lambda: Space(*drive.space())),
+            records=records_folder(environ),
+            repository=store.address,
+            ready=ready,
+            tell=tell,
+        )
+    finally:
+        reader.close()

@@ -1,0 +1,114 @@
+"""Listing snapshots, and everything about one.
+
+Decided here and only here: what a snapshot looks like as JSON, and what is told of a
+machine's history (forks, gaps, snapshots that do not open).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cloudmount.app.select import Selected
+from cloudmount.app.sightings import Sightings
+from cloudmount.blobs.store import BlobInfo
+from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
+from cloudmount.repo.names import SNAPSHOTS, folders
+from cloudmount.repo.repository import Repository
+from cloudmount.repo.snapshots import Snapshot
+
+
+def snapshot_json(snapshot: Snapshot, folder: str) -> dict[str, Any]:
+    """A snapshot as `snapshots --json` lists it."""
+    s = snapshot.summary
+    return {
+        "id": snapshot.id,
+        "machine": snapshot.machine,
+        "name": folder,
+        "time": s["time"],
+        "sequence": snapshot.key.sequence,
+        "disks": [
+            {"name": f"{d['path']}/{d['name']}" if d["path"] else d["name"], "size": d["size"]}
+            for d in s["disks"]
+        ],
+        "files": s["files"]["count"],
+        "consistent": s["consistent"],
+        "incomplete": s["incomplete"],
+        "proved": False,
+    }
+
+
+def show_json(selected: Selected) -> dict[str, Any]:
+    """Everything about one snapshot."""
+    snapshot = selected.snapshot
+    s = snapshot.summary
+    value = snapshot_json(snapshot, selected.folder)
+    for disk, told, root in zip(value["disks"], s["disks"], snapshot.roots, strict=True):
+        disk |= {k: v for k, v in told.items() if k not in ("name", "path", "size")}
+        disk |= {"stored_bytes": root.sealed, "frames": root.frames}
+    value |= {
+        "previous": s["previous"],
+        "host": s["host"],
+        "program": s["program"],
+        "file_bytes": s["files"]["bytes"],
+        "source_bytes": s["source_bytes"],
+        "read_bytes": s["read_bytes"],
+        "seconds": s["seconds"],
+        "problems": s["problems"],
+        "problem_count": s["problem_count"],
+    }
+    return value
+
+
+def snapshots(
+    repository: Repository, machine: str | None, environ: Mapping[str, str] = os.environ
+) -> list[dict[str, Any]]:
+    """Every snapshot of a machine, or of all, newest last. What does not open is told."""
+    sightings = Sightings(repository, environ)
+    tags = (
+        [repository.keys.tag(machine)]
+        if machine is not None
+        else list(repository.store.list_folders(SNAPSHOTS))
+    )
+    found: list[tuple[Snapshot, str]] = []
+    with ThreadPoolExecutor(8) as pool:
+        for tag in tags:
+            infos = repository.listed(tag)
+            named = folders(list(infos))
+
+            def load(key_info: BlobInfo) -> Snapshot | None:
+                try:
+                    return repository.load(key_info)
+                except (DamagedError, BlobMissingError) as error:
+                    repository.warn(f"a snapshot is unusable: {error}")
+                    return None
+
+            opened = list(pool.map(load, (infos[key] for key in named.values())))
+            mine = [(s, folder) for s, folder in zip(opened, named, strict=True) if s is not None]
+            _history(repository, [s for s, _ in mine])
+            if mine:
+                sightings.saw(mine[-1][0])
+            found += mine
+    if machine is not None and not found:
+        names = [m.name for m in repository.machines()]
+        raise NotFoundError(f"there is no machine called {machine!r}; there is {', '.join(names) or 'none'}")
+    found.sort(key=lambda pair: (pair[0].summary["time"], pair[0].key))
+    return [snapshot_json(s, folder) for s, folder in found]
+
+
+def _history(repository: Repository, line: list[Snapshot]) -> None:
+    """Tell forks and gaps in a machine's snapshots, oldest first."""
+    for before, after in itertools.pairwise(line):
+        if after.key.sequence == before.key.sequence:
+            repository.warn(
+                f"{after.machine}: two snapshots have number {after.key.sequence} "
+                f"({before.key.folder}, {after.key.folder}): two backups ran at once; both stand"
+            )
+        elif after.key.sequence > before.key.sequence + 1:
+            repository.warn(
+                f"{after.machine}: between number {before.key.sequence} ({before.key.folder}) and "
+                f"{after.key.sequence} ({after.key.folder}) snapshots are missing from the store"
+            )

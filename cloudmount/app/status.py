@@ -1,0 +1,34 @@
+"""What of CloudMount is up on this machine."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from cloudmount.app.mount import records_folder
+from cloudmount.mounts.mountpoints import mounted_at
+from cloudmount.mounts.records import read_records, remove_record
+
+
+def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Every mount of this user's; records of mounts that are gone are cleared."""
+    mounts = []
+    for record in read_records(records_folder(environ)):
+        there = mounted_at(record.mountpoint)
+        if there is None or not there.ours:
+            if not record.alive:
+                remove_record(records_folder(environ), record.mountpoint)
+            continue
+        since = dt.datetime.fromtimestamp(record.since, dt.UTC)
+        mounts.append(
+            {
+                "mountpoint": record.mountpoint,
+                "repository": record.repository,
+                "pid": record.pid,
+                "since": f"{since:%Y-%m-%dT%H:%M:%SZ}",
+                "state": "up" if record.alive else "its process was killed",
+            }
+        )
+    return {"mounts": mounts, "hydrations": [], "vms": []}

@@ -1,0 +1,82 @@
+"""`cloudmount backup`."""
+
+from __future__ import annotations
+
+import click
+
+from cloudmount.cli.options import Common, repository_options
+from cloudmount.cli.output import Moment, seconds_text, size_text
+
+INCOMPLETE = 9
+
+
+@click.command()
+@repository_options(moves_data=True)
+@click.option("--name", metavar="M", help="The machine's name; this computer's when left out.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches (*, ?, [...]).")
+@click.option("--as-file", multiple=True, metavar="PATTERN", help="Keep matching disk images as plain files.")
+@click.option("--force-read", is_flag=True, help="Read unchanged files and images again too.")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+def command(
+    common: Common,
+    name: str | None,
+    exclude: tuple[str, ...],
+    as_file: tuple[str, ...],
+    force_read: bool,
+    paths: tuple[str, ...],
+) -> int:
+    """Back up disks, files and folders as one snapshot.
+
+    Disk images (VHDX, VHD, raw) are stored by their content, chains flattened; only what is new is
+    sent. An interrupted backup goes on where it was when it is run again.
+    """
+    from cloudmount.app.backup import backup
+    from cloudmount.app.opening import open_repository
+    from cloudmount.backup.progress import BackupProgress
+    from cloudmount.backup.sources import Sources
+
+    out = common.out
+    Sources(paths)  # a path that can't be read is told before a passphrase is asked for
+    progress = BackupProgress()
+    repository = open_repository(
+        common.address, common.passphrase(), bandwidth=common.bandwidth, tell=out.warn
+    )
+    with out.progress(lambda: Moment(progress.done_bytes, progress.source_bytes, progress.current)):
+        result, folder = backup(
+            repository,
+            paths,
+            name=name,
+            progress=progress,
+            exclude=exclude,
+            as_file=as_file,
+            force_read=force_read,
+            repository_folder=common.folder,
+        )
+    value = {
+        "snapshot": result.key.id,
+        "name": folder,
+        "machine": result.machine,
+        "time": result.summary["time"],
+        "source_bytes": progress.source_bytes,
+        "read_bytes": progress.read_bytes,
+        "new_bytes": progress.new_bytes,
+        "stored_bytes": progress.stored_bytes,
+        "frames": progress.frames,
+        "new_frames": progress.new_frames,
+        "writes": progress.writes,
+        "seconds": round(result.seconds, 3),
+        "incomplete": result.incomplete,
+    }
+    disks, files = len(result.summary["disks"]), result.summary["files"]["count"]
+    what = f"{disks} disk{'s' * (disks != 1)}, {files} file{'s' * (files != 1)}"
+    text = (
+        f"{result.machine}/{folder}: {what}, {size_text(progress.source_bytes)}; "
+        f"{size_text(progress.read_bytes)} read, {size_text(progress.new_bytes)} new, "
+        f"{size_text(progress.stored_bytes)} stored in {seconds_text(result.seconds)}"
+    )
+    out.result(value, text)
+    if result.incomplete:
+        problems = result.summary["problem_count"]
+        out.warn(f"done, but incomplete: {problems} problem{'s' * (problems != 1)}, told above")
+        return INCOMPLETE
+    return 0

@@ -1,0 +1,159 @@
+"""Options that several commands share, and where a passphrase comes from.
+
+Decided here and only here: their names, forms and texts (`docs/cli.md`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cloudmount.cli.output import Output
+from cloudmount.errors import UnreadableInputError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+Bandwidth = tuple[float | None, float | None]
+
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "KI": 1 << 10,
+    "MI": 1 << 20,
+    "GI": 1 << 30,
+    "TI": 1 << 40,
+}
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes: `500`, `10M`, `2GiB`; `UsageError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?(?:/s)?\s*", text, re.IGNORECASE)
+    unit = match[2].upper() if match else "?"
+    if match is None or (unit not in _UNITS and unit != "T"):
+        raise UsageError(f"{text!r} is not a size; write 500K, 10M or 2GiB")
+    return int(float(match[1]) * _UNITS.get(unit, 10**12))
+
+
+def parse_bandwidth(text: str | None) -> Bandwidth:
+    """UP[:DOWN] in bytes a second; an empty one is unlimited."""
+    if text is None:
+        return None, None
+    up, _, down = text.partition(":")
+
+    def limit(part: str) -> float | None:
+        value = parse_bytes(part) if part else None
+        if value == 0:
+            raise UsageError("a bandwidth of 0 moves nothing; leave it out for no limit")
+        return value
+
+    return limit(up), limit(down)
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What every command that opens a repository is given."""
+
+    out: Output
+    address: str
+    passphrase_file: str | None
+    bandwidth: Bandwidth = (None, None)
+
+    def passphrase(self) -> str:
+        """From the file, the environment, or the terminal."""
+        return read_passphrase(self.passphrase_file)
+
+    @property
+    def folder(self) -> str | None:
+        """The repository's folder, when it is one."""
+        if "://" not in self.address:
+            return self.address
+        return self.address.removeprefix("file://") if self.address.startswith("file://") else None
+
+
+def read_passphrase(file: str | None, *, confirm: bool = False) -> str:
+    """A passphrase: from `file`, CLOUDMOUNT_PASSPHRASE, else the terminal (asked twice to `confirm`)."""
+    if file is not None:
+        try:
+            text = Path(file).read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise UnreadableInputError(
+                f"the passphrase file {file} can't be read: {error.strerror}"
+            ) from None
+        text = text.removesuffix("\n").removesuffix("\r")
+    elif (given := os.environ.get("CLOUDMOUNT_PASSPHRASE")) is not None:
+        text = given
+    elif sys.stdin is not None and sys.stdin.isatty():
+        text = click.prompt(
+            "Passphrase",
+            hide_input=True,
+            err=True,
+            confirmation_prompt="The same again" if confirm else False,
+        )
+    else:
+        raise UsageError(
+            "no passphrase: give --passphrase-file, set CLOUDMOUNT_PASSPHRASE, or run this in a terminal"
+        )
+    if not text:
+        raise UsageError("the passphrase is empty")
+    return text
+
+
+def output_options(function: F) -> F:
+    """--json, --quiet, --verbose; the command gets `out`."""
+
+    def wrapped(*args: Any, json_: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+        return function(*args, out=Output(json=json_, quiet=quiet, verbose=verbose), **kwargs)
+
+    wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
+    wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
+    for option in (
+        click.option("--verbose", is_flag=True, help="Say more, and where an error came from."),
+        click.option("--quiet", is_flag=True, help="No progress and no remarks."),
+        click.option("--json", "json_", is_flag=True, help="One JSON document on standard output."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]  # the same call, other options
+
+
+def repository_options(*, moves_data: bool = False) -> Callable[[F], F]:
+    """--repo and --passphrase-file (and --bandwidth); the command gets `common`."""
+
+    def decorate(function: F) -> F:
+        def wrapped(
+            *args: Any, out: Output, repo: str | None, passphrase_file: str | None, **kwargs: Any
+        ) -> Any:
+            if not repo:
+                raise UsageError("which repository? give --repo or set CLOUDMOUNT_REPO")
+            bandwidth = parse_bandwidth(kwargs.pop("bandwidth", None))
+            return function(*args, common=Common(out, repo, passphrase_file, bandwidth), **kwargs)
+
+        wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
+        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
+        chosen: Any = wrapped
+        if moves_data:
+            chosen = click.option(
+                "--bandwidth",
+                metavar="UP[:DOWN]",
+                help="At most so many bytes a second, such as 2M or 1M:8M.",
+            )(chosen)
+        chosen = click.option(
+            "--passphrase-file", metavar="FILE", help="Read the passphrase or recovery phrase from FILE."
+        )(chosen)
+        chosen = click.option(
+            "--repo",
+            metavar="R",
+            envvar="CLOUDMOUNT_REPO",
+            help="Folder, file:///PATH, azure://CONTAINER[/PREFIX] or https://...?SAS  [CLOUDMOUNT_REPO]",
+        )(chosen)
+        decorated: F = output_options(chosen)
+        return decorated
+
+    return decorate

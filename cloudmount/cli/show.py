@@ -1,0 +1,37 @@
+"""`cloudmount show`."""
+
+from __future__ import annotations
+
+import click
+
+from cloudmount.cli.options import Common, repository_options
+from cloudmount.cli.output import seconds_text, size_text
+
+
+@click.command()
+@repository_options()
+@click.argument("snapshot", metavar="SNAPSHOT")
+def command(common: Common, snapshot: str) -> None:
+    """Show everything about one snapshot."""
+    from cloudmount.app.opening import open_repository
+    from cloudmount.app.select import select
+    from cloudmount.app.snapshots import show_json
+
+    repository = open_repository(common.address, common.passphrase(), tell=common.out.warn)
+    s = show_json(select(repository, snapshot))
+    lines = [
+        f"{s['machine']}/{s['name']}",
+        f"  id          {s['id']}",
+        f"  number      {s['sequence']}, after {s['previous'][:8] if s['previous'] else 'none'}",
+        f"  made by     {s['program']} on {s['host']} in {seconds_text(s['seconds'])}",
+        f"  state       {'consistent' if s['consistent'] else 'something changed while it was read'}"
+        f"{', incomplete' if s['incomplete'] else ''}",
+        f"  files       {s['files']} ({size_text(s['file_bytes'])})",
+    ]
+    for d in s["disks"]:
+        lines += [
+            f"  disk        {d['name']}: {size_text(d['size'])}, {size_text(d['stored_bytes'])} stored",
+            f"              {d['source_format']} {d['original']}, {d['logical_sector']} B sectors, {d['disk_id']}",
+        ]
+    lines += [f"  problem     {p['path']}: {p['why']}" for p in s["problems"]]
+    common.out.result(s, "\n".join(lines))

@@ -1,0 +1,21 @@
+"""`cloudmount umount`."""
+
+from __future__ import annotations
+
+import click
+
+from cloudmount.cli.options import output_options
+from cloudmount.cli.output import Output
+
+
+@click.command()
+@output_options
+@click.argument("folder", metavar="DIR")
+def command(out: Output, folder: str) -> None:
+    """Take the drive at DIR down, within seconds, also when its store is gone."""
+    from cloudmount.app.mount import records_folder
+    from cloudmount.mounts.lifecycle import unmount
+    from cloudmount.mounts.mountpoints import resolved
+
+    unmount(folder, records=records_folder(), tell=out.warn)
+    out.result({"mountpoint": resolved(folder)}, "")

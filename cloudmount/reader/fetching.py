@@ -1,0 +1,286 @@
+"""Opened frames for the sources of one repository: from memory, the disk cache, the store.
+
+Decided here and only here: that everything which may wait for the store (frames, and what maps
+load) happens on worker threads while readers wait with a deadline, how a request's bytes
+become frames, and what damage is called. Sealed frames come from the disk cache and go
+there each under its own key; what doesn't open is dropped there and fetched anew.
+
+Give it a repository over a store that itself gives up after `io_timeout`
+(`RetryPolicy.reading`): frames are read with a deadline, but loads of maps have no
+other; a thread that a store holds longer is replaced, but only a few are.
+
+Threading: any number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import cachetools
+
+from cloudmount.errors import CloudMountError, DamagedError, StoreTimeoutError, StoreUnreachableError
+from cloudmount.reader.flights import Flight, FrameTable, Key
+from cloudmount.reader.outage import Outage
+from cloudmount.reader.readahead import Readahead
+from cloudmount.reader.runs import Run
+from cloudmount.reader.workers import Workers
+from cloudmount.repo.frames import FrameMap
+from cloudmount.repo.locations import Location
+from cloudmount.repo.names import CONFIG, pack_name
+from cloudmount.repo.packs import open_frame
+from cloudmount.repo.repository import Repository, SealedCache
+
+T = TypeVar("T")
+Places = list[Location | None]
+"""Where the frames of a group lie; None for absent ones."""
+
+GROUP = 256
+"""Frames whose places are asked of a map together: 0.3 ms, and 50 KiB where all are present."""
+PLACES_BYTES = 8 << 20
+PROBE_SECONDS = 5.0
+STEP = 1.0
+"""Seconds after which who waits looks whether workers were lost."""
+
+
+class Member(NamedTuple):
+    """A frame that a request is to bring; `ahead` when nobody asked for it yet."""
+
+    key: Key
+    flight: Flight[bytes]
+    at: Location
+    length: int
+    ahead: bool
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What was done so far: requests for frames and their bytes, frames opened from the store and from
+    the disk cache, and frames read ahead that memory dropped unused."""
+
+    requests: int = 0
+    bytes: int = 0
+    frames: int = 0
+    cached: int = 0
+    wasted: int = 0
+
+
+def cache_key(at: Location) -> str:
+    """What a sealed frame is called in the disk cache."""
+    return f"{pack_name(at.pack)}@{at.offset}+{at.length}"
+
+
+class FrameReader:
+    """What all open files of a repository share.
+
+    `memory_bytes` bound the opened frames kept, `cache` keeps sealed ones between runs, `io_timeout`
+    seconds are the most that one read waits for the store, `workers` the requests at once.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        memory_bytes: int = 64 << 20,
+        cache: SealedCache | None = None,
+        io_timeout: float = 60.0,
+        workers: int = 8,
+    ) -> None:
+        self.repository = repository
+        self.io_timeout = io_timeout
+        self.cache = cache
+        self.table = FrameTable(memory_bytes)
+        self.workers = Workers(workers)
+        self.outage = Outage(self._probe)
+        self.closed = threading.Event()
+        self.zeros = bytes(repository.geometry.frame)
+        self._places: cachetools.LRUCache[tuple[FrameMap, int], Places] = cachetools.LRUCache(
+            PLACES_BYTES, getsizeof=lambda rows: 300 + sum(8 if at is None else 200 for at in rows)
+        )
+        self._asked: dict[Hashable, Flight[Any]] = {}
+        self._lock = threading.Lock()
+        self._fetched = Fetched()
+
+    def fetched(self) -> Fetched:
+        """What was done so far."""
+        with self._lock:
+            f = self._fetched
+            return Fetched(f.requests, f.bytes, f.frames, f.cached, self.table.wasted)
+
+    def close(self) -> None:
+        """End at once: who waits gets an error, threads held by a silent store are left to end when they
+        can (they don't keep the process alive). May be called twice."""
+        self.closed.set()
+        self.workers.close()
+        self.outage.close()
+        error = CloudMountError("reading has ended: the repository was closed")
+        self.table.close(error)
+        with self._lock:
+            asked, self._asked = self._asked, {}
+            self._places.clear()
+        for flight in asked.values():
+            flight.crash(error)
+
+    # Waiting
+
+    def wait(self, flight: Flight[T], deadline: float) -> T:
+        """What the flight brings; its error, or `StoreTimeoutError` when it isn't there at `deadline`."""
+        while not flight.wait(max(0.0, min(STEP, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                raise StoreTimeoutError("no answer in time")
+            self.workers.relieve()
+        return flight.result()
+
+    def ask(self, key: Hashable, job: Callable[[], T], deadline: float) -> T:
+        """What `job` gives, called on a worker; those who ask under one key share one call."""
+        with self._lock:
+            flight: Flight[T] | None = self._asked.get(key)
+            mine = flight is None or flight.overdue
+            if flight is None or mine:
+                flight = self._asked[key] = Flight(deadline)
+        asked = flight
+
+        def run() -> None:
+            try:
+                value = job()
+            except BaseException as error:
+                self._answer(key, asked)
+                asked.crash(error)
+            else:
+                self._answer(key, asked)
+                asked.land(value)
+
+        if mine and not self.workers.submit(run, deadline):
+            self._answer(key, asked)
+            asked.crash(CloudMountError("reading has ended: the repository was closed"))
+        return self.wait(asked, deadline)
+
+    def _answer(self, key: Hashable, flight: Flight[Any]) -> None:
+        with self._lock:
+            if self._asked.get(key) is flight:
+                del self._asked[key]
+
+    def _probe(self) -> None:
+        until = time.monotonic() + min(PROBE_SECONDS, self.io_timeout)
+        self.repository.store.read(CONFIG, 0, 1, deadline=until)
+
+    # Places
+
+    def known_places(self, frame_map: FrameMap, group: int) -> Places | None:
+        """Where a group's frames lie, when that is in memory."""
+        with self._lock:
+            return self._places.get((frame_map, group))
+
+    def places(self, frame_map: FrameMap, group: int, deadline: float) -> Places:
+        """Where the frames of a group lie; may wait for the map."""
+        known = self.known_places(frame_map, group)
+        if known is not None:
+            return known
+        return self.ask((frame_map, group), lambda: self.load_places(frame_map, group), deadline)
+
+    def load_places(self, frame_map: FrameMap, group: int) -> Places:
+        """The same on a worker's own thread, as long as it takes."""
+        known = self.known_places(frame_map, group)
+        if known is not None:
+            return known
+        frames = -(-frame_map.size // frame_map.frame_bytes)
+        rows = [frame_map.locate(n) for n in range(group * GROUP, min(frames, (group + 1) * GROUP))]
+        with self._lock:
+            if not self.closed.is_set():
+                self._places[frame_map, group] = rows
+        return rows
+
+    # Frames
+
+    def cached(self, at: Location, length: int) -> bytes | None:
+        """A frame of `length` plain bytes from the disk cache; None when it isn't there, or is damaged."""
+        if self.cache is None:
+            return None
+        key = cache_key(at)
+        sealed = self.cache.get(key)
+        if sealed is None:
+            return None
+        try:
+            plain = open_frame(self.repository.keys, at, sealed, length)
+        except DamagedError:
+            self.cache.drop(key)
+            return None
+        with self._lock:
+            self._fetched.cached += 1
+        return plain
+
+    def fetch(self, run: Run[Member], ends: float, readahead: Readahead, *, urgent: bool) -> None:
+        """Have a worker bring a run's frames until `ends`; their flights land or crash."""
+
+        def job() -> None:
+            self.bring(run, ends, readahead)
+
+        if not self.workers.submit(job, ends, urgent=urgent):
+            if self.closed.is_set() or urgent:
+                self.crash(run, CloudMountError("reading has ended: the repository was closed"))
+            else:
+                job()  # readahead's own worker does it itself when the queue is full
+
+    def bring(self, run: Run[Member], ends: float, readahead: Readahead) -> None:
+        """Bring a run's frames on this thread. Raises nothing: errors are the flights'."""
+        try:
+            self._bring(run, ends, readahead)
+        except BaseException as error:
+            self.crash(run, error)
+
+    def crash(self, run: Run[Member], error: BaseException) -> None:
+        """Give an error to all of a run that hasn't landed."""
+        for m in run.members:
+            self.table.crash(m.key, m.flight, error)
+
+    def _bring(self, run: Run[Member], ends: float, readahead: Readahead) -> None:
+        name = pack_name(run.pack)
+        try:
+            data = self.repository.store.read(name, run.offset, run.length, deadline=ends)
+        except StoreUnreachableError:
+            raise
+        except DamagedError as error:
+            self.outage.answered()
+            if len(run.members) == 1:
+                raise self._damaged(run.members[0], error) from None
+            for m in run.members:  # each alone: a neighbour's damage isn't theirs
+                self.bring(Run(run.pack, m.at.offset, m.at.length, [m]), ends, readahead)
+            return
+        except CloudMountError:
+            self.outage.answered()
+            raise
+        self.outage.answered()
+        if len(data) != run.length:
+            raise StoreUnreachableError(f"{len(data)} bytes of {name} came where {run.length} belong")
+        with self._lock:
+            self._fetched.requests += 1
+            self._fetched.bytes += len(data)
+            self._fetched.frames += len(run.members)
+        keep = []
+        wasted = 0
+        for m in run.members:
+            begin = m.at.offset - run.offset
+            sealed = data[begin : begin + m.at.length]
+            try:
+                plain = open_frame(self.repository.keys, m.at, sealed, m.length)
+            except DamagedError as error:
+                self.table.crash(m.key, m.flight, self._damaged(m, error))
+                continue
+            wasted += self.table.land(m.key, m.flight, plain, ahead=m.ahead)
+            keep.append((m.at, sealed))
+        if wasted:
+            readahead.wasted()
+        if self.cache is not None:
+            for at, sealed in keep:  # after those who wait have theirs
+                self.cache.put(cache_key(at), sealed)
+
+    @staticmethod
+    def _damaged(m: Member, error: DamagedError) -> DamagedError:
+        at = m.at
+        return DamagedError(
+            f"{pack_name(at.pack)}: the {at.length} bytes at {at.offset}, frame {m.key[1]} of what is read, "
+            f"are damaged: {error}; run 'cloudmount check --read-data'"
+        )

@@ -1,0 +1,82 @@
+"""A lock that processes share, and that ends with its process.
+
+Decided here and only here: `flock` where there is one, a locked byte on Windows; and that a lock
+held by a stopped process is not waited for: `TimeoutError` after `PATIENCE` seconds.
+
+Threading: threads of one process exclude each other too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+PATIENCE = 0.5
+_POLL = 0.001
+
+
+def try_lock(fd: int) -> bool:
+    """Lock the open file if nobody else has; False when somebody has. Ends when `fd` is closed."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(fd, 0, os.SEEK_SET)
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def unlock(fd: int) -> None:
+    """End a lock."""
+    if sys.platform == "win32":
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+class FileLock:
+    """The lock of the file at `path`, made when it is missing; `OSError` when that can't be."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        self._fd = os.open(path, flags, 0o600)
+        self._mutex = threading.Lock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Hold it."""
+        until = time.monotonic() + PATIENCE
+        if not self._mutex.acquire(timeout=PATIENCE):
+            raise TimeoutError("another thread holds the lock")
+        try:
+            while not try_lock(self._fd):
+                if time.monotonic() >= until:
+                    raise TimeoutError("another process holds the lock")
+                time.sleep(_POLL)
+            try:
+                yield
+            finally:
+                unlock(self._fd)
+        finally:
+            self._mutex.release()
+
+    def close(self, then: Callable[[], None] | None = None) -> None:
+        """Give up the file, once nobody in this process holds it, and call `then` before anybody could.
+        Later tries to hold it are an `OSError`."""
+        with self._mutex:
+            os.close(self._fd)
+            self._fd = -1  # never somebody else's file that got the number
+            if then is not None:
+                then()
