@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The demo: a machine is backed up twice, mounted, and booted from its backup.
 
-    make demo            (or: .venv/bin/python -m demo.run [--keep FOLDER])
+    make demo            (or: .venv/bin/python -m demo.run [--folder FOLDER])
 
 Decided here and only here: what the demo shows. It is the main job on an embedded
 default: a folder repository, no account. Everything is done by the same commands that
@@ -17,7 +17,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ MIB = 1 << 20
 PASSPHRASE = "demo passphrase"
 CODE, VARS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 BOOT_SECONDS = 150
+MARK = ".cloudmount-demo"
 
 
 def say(text: str = "") -> None:
@@ -201,10 +201,10 @@ def _summary(demo: Demo, backup: dict[str, Any], seconds: float, total: float) -
     size = backup["source_bytes"]
     say(f"\nReady {seconds:.1f} s after power-on. Of {size // MIB} MiB of disk, {came / MIB:.1f} MiB were")
     say(f"ever fetched ({100 * came / size:.1f} %). The whole demo took {total:.0f} s.")
-    say("\nGo on by hand:")
-    if demo.folder.name.startswith("cloudmount-demo-"):
-        say("   make demo ARGS='--keep /tmp/demo'        # keeps the repository, then:")
-    say(f"   export CLOUDMOUNT_REPO={demo.environ['CLOUDMOUNT_REPO']} CLOUDMOUNT_PASSPHRASE='{PASSPHRASE}'")
+    say("\nThe repository stays. Go on by hand:")
+    shown = {k: demo.environ[k] for k in ("CLOUDMOUNT_REPO", "CLOUDMOUNT_PASSPHRASE")}
+    say("   export " + " ".join(f"{k}={shlex.quote(v)}" for k, v in shown.items()))
+    program = os.path.relpath(demo.program)
     for line in (
         "snapshots                       # what there is",
         "ls server/latest                # as on the drive",
@@ -212,26 +212,32 @@ def _summary(demo: Demo, backup: dict[str, Any], seconds: float, total: float) -
         "restore server/latest ./back    # the disk as a plain VHDX",
         "mount ./drive                   # the drive, until Ctrl-C",
     ):
-        say(f"   {demo.program} {line}")
+        say(f"   {program} {line}")
 
 
 def main() -> None:
-    """Run the demo in a temporary folder, or in the one of `--keep`."""
+    """Run the demo in its folder; what an earlier run left there goes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--keep", type=Path, help="work in this new folder and leave it")
-    keep: Path | None = parser.parse_args().keep
-    if keep is not None:
-        if keep.exists():
-            raise SystemExit(f"demo: {keep} exists; give a folder that does not")
-        keep.mkdir(parents=True)
-    folder = keep.resolve() if keep is not None else Path(tempfile.mkdtemp(prefix="cloudmount-demo-"))
+    default = Path(__file__).with_name("work")
+    parser.add_argument("--folder", type=Path, default=default, help="where to work (default: demo/work)")
+    folder: Path = parser.parse_args().folder.resolve()
+    if folder.exists():
+        if not (folder / MARK).exists():
+            raise SystemExit(
+                f"demo: {folder} exists and is not the demo's; give a folder that does not exist"
+            )
+        if os.path.ismount(folder / "drive"):  # a demo that was killed
+            subprocess.run([Demo(folder).program, "umount", str(folder / "drive"), "--quiet"], check=False)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
     try:
         run(Demo(folder))
     except GuestError as error:
         raise SystemExit(f"demo: {error}") from None
     finally:
-        if keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("server.raw", "server.vhdx", "overlay.qcow2"):
+            (folder / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
