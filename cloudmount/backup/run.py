@@ -29,7 +29,7 @@ from cloudmount.repo.dedup import DedupIndex
 from cloudmount.repo.listings import Listing
 from cloudmount.repo.mapset import MapSet
 from cloudmount.repo.names import INDEX, SnapshotKey, iso_time
-from cloudmount.repo.packs import open_index
+from cloudmount.repo.packs import INDEX_LIMIT, open_index
 from cloudmount.repo.partwriter import PartWriter
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Section, Snapshot, StreamRoot, open_snapshot, seal_snapshot
@@ -37,7 +37,6 @@ from cloudmount.repo.streams import MapCache
 from cloudmount.repo.trust import Trust, look
 
 KEPT_PROBLEMS = 100
-INDEX_LIMIT = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from cloudmount.blobs.store import BlobInfo
 from cloudmount.crypto.slots import canonical
 from cloudmount.errors import BlobMissingError, DamagedError
 from cloudmount.repo.locations import Location
@@ -42,15 +43,28 @@ def read_damage(repository: Repository) -> Damage:
     found = Damage()
     for info in repository.store.list(DAMAGE):
         try:
-            if info.size > OBJECT_LIMIT:
-                raise DamagedError(f"{info.name} is larger than a damage object is")
-            data = repository.store.read(info.name)
-            value = json.loads(open_single(repository.keys, KIND_DAMAGE, info.name, data))
-            found.frames |= {(bytes.fromhex(pack), int(offset)) for pack, offset in value["frames"]}
-            found.items |= {(bytes.fromhex(map), int(number)) for map, number in value["items"]}
-        except (DamagedError, BlobMissingError, ValueError, KeyError, TypeError) as error:
+            one = open_damage(repository, info)
+        except (DamagedError, BlobMissingError) as error:
             repository.warn(f"{info.name} is ignored: {error}")
+        else:
+            found.frames |= one.frames
+            found.items |= one.items
     return found
+
+
+def open_damage(repository: Repository, info: BlobInfo) -> Damage:
+    """What one damage object tells; `DamagedError` when it does not open under its name."""
+    if info.size > OBJECT_LIMIT:
+        raise DamagedError(f"{info.name} is larger than a damage object is")
+    data = repository.store.read(info.name)
+    try:
+        value = json.loads(open_single(repository.keys, KIND_DAMAGE, info.name, data))
+        return Damage(
+            {(bytes.fromhex(pack), int(offset)) for pack, offset in value["frames"]},
+            {(bytes.fromhex(map), int(number)) for map, number in value["items"]},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{info.name} makes no sense: {error!r}") from None
 
 
 def write_damage(repository: Repository, found: Damage) -> str:

@@ -49,7 +49,7 @@ def parse_header(data: bytes, kind: int, name: str) -> ObjectHeader:
     if header.magic != MAGIC:
         raise DamagedError(f"{name} does not begin like an object of a repository")
     if header.version != FORMAT_VERSION or header.suite != SUITE:
-        raise CloudMountError(
+        raise DamagedError(
             f"{name} has format version {header.version}, cipher suite {header.suite}; this program knows "
             f"version {FORMAT_VERSION}, suite {SUITE}: it is damaged, or a newer program wrote it"
         )

@@ -123,6 +123,8 @@ def decode_tables(data: bytes) -> list[PackTable]:
 
 PACK_SLACK = 5 << 20
 """Room a pack needs beyond its target size: its last frame, its table and trailer."""
+INDEX_LIMIT = 64 << 20
+"""No index object is longer: one holds at most 1,000,000 frames of 28 bytes."""
 MAX_PACK_FRAMES = 1 << 16
 """A pack is full with so many frames, so that its table (28 bytes each) fits into the slack."""
 

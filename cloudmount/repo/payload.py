@@ -53,6 +53,11 @@ def decode_frame(payload: bytes, plain_length: int) -> bytes:
     return _inflate(payload, plain_length, plain_length)
 
 
+def inflate_frame(payload: bytes, limit: int) -> bytes:
+    """A compressed frame whose plain length is not known, at most `limit` bytes; else `DamagedError`."""
+    return _inflate(payload, limit, None)
+
+
 def _inflate(body: bytes, limit: int, exact: int | None) -> bytes:
     _compressor()
     try:

@@ -43,9 +43,9 @@ class Trust:
         )
 
 
-def look(repository: Repository) -> Trust:
-    """List what is there now."""
-    trust = Trust(damage=read_damage(repository))
+def look(repository: Repository, damage: Damage | None = None) -> Trust:
+    """List what is there now; `damage` is read from the store unless given."""
+    trust = Trust(damage=read_damage(repository) if damage is None else damage)
     for info in repository.store.list(PACKS):
         id = pack_id(info.name)
         if id is not None:
