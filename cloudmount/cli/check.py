@@ -33,13 +33,41 @@ def command(common: Common, read_data: str | None) -> int:
         common.address, common.passphrase(), bandwidth=common.bandwidth, tell=out.warn, cached=False
     )
     progress = CheckProgress()
-    with out.progress(lambda: Moment(progress.done_bytes, progress.total_bytes, progress.current)):
+    with out.progress(lambda: Moment(progress.bytes, progress.total_bytes, progress.current)):
         result = check(repository, read_data=percent, progress=progress)
-    lines = [
-        f"damaged: {d.snapshot}:{d.path}, {size_text(d.length)} at {d.offset}: {d.why}" if d.length else
-        f"damaged: {d.snapshot}{':' if d.path else ''}{d.path}: {d.why}"
-        for d in result.damage
-    ]  # fmt: skip
-    lines.append(result.words(seconds_text))
-    out.result(result.to_json(), "\n".join(lines))
+    for notice in result.notices:
+        out.warn(notice)
+    lines = []
+    for d in result.damage:
+        where = f"{d.snapshot}:{d.path}" if d.path else d.snapshot
+        span = f", {size_text(d.length)} at {d.offset}" if d.length else ""
+        lines.append(f"damaged: {where or 'repository'}{span}: {d.why}")
+    if result.more_damage:
+        lines.append(f"... and {result.more_damage} more damaged ranges")
+    if result.recorded is not None:
+        lines.append("The damage is written down: the next backup stores anew what its sources still have.")
+    count = f"{result.snapshots} snapshot{'s' * (result.snapshots != 1)}, {result.packs} packs"
+    how = (
+        f"{size_text(result.bytes_read)} read" if percent is not None else "maps read, data not (--read-data)"
+    )
+    verdict = "No damage" if result.ok else "DAMAGED"
+    lines.append(f"{verdict}: {count}; {how} in {seconds_text(result.seconds)}.")
+    if result.unreferenced_bytes:
+        lines.append(f"{size_text(result.unreferenced_bytes)} belong to no snapshot (interrupted backups).")
+    value = {
+        "ok": result.ok,
+        "damage": [
+            {"snapshot": d.snapshot, "path": d.path, "offset": d.offset, "length": d.length, "why": d.why}
+            for d in result.damage
+        ],
+        "more_damage": result.more_damage,
+        "notices": list(result.notices),
+        "snapshots": result.snapshots,
+        "packs": result.packs,
+        "read_percent": result.read_percent,
+        "bytes_read": result.bytes_read,
+        "unreferenced_bytes": result.unreferenced_bytes,
+        "seconds": round(result.seconds, 3),
+    }
+    out.result(value, "\n".join(lines))
     return 0 if result.ok else DAMAGED

@@ -29,9 +29,10 @@ def command(common: Common, snapshot: str) -> None:
         f"  files       {s['files']} ({size_text(s['file_bytes'])})",
     ]
     for d in s["disks"]:
+        sectors = f"{d['logical_sector']} B sectors"
         lines += [
             f"  disk        {d['name']}: {size_text(d['size'])}, {size_text(d['stored_bytes'])} stored",
-            f"              {d['source_format']} {d['original']}, {d['logical_sector']} B sectors, {d['disk_id']}",
+            f"              {d['source_format']} {d['original']}, {sectors}, {d['disk_id']}",
         ]
     lines += [f"  problem     {p['path']}: {p['why']}" for p in s["problems"]]
     common.out.result(s, "\n".join(lines))

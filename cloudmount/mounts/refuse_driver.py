@@ -138,11 +138,9 @@ class RefuseDrive:
     # What may fail in these comes before the request is claimed: who claims it must answer.
 
     def _answering(self, name: str, work: Callable[..., None]) -> Callable[..., None]:
-        self.counts = __import__("collections").Counter()
         begin, claim, reply_err = self._requests.begin, self._requests.claim, self._lib.reply_err
 
         def operation(pointer: int, *arguments: Any) -> None:
-            self.counts[name] += 1
             request = begin(pointer)
             try:
                 work(request, *arguments)
