@@ -19,7 +19,7 @@ from cloudmount.app.restorefiles import FileRestore
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.app.select import Selected
 from cloudmount.blobs.counting import CountingStore
-from cloudmount.errors import NoRoomError, NotFoundError, TargetExistsError, UsageError
+from cloudmount.errors import DamagedError, NoRoomError, NotFoundError, TargetExistsError, UsageError
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.drive import Drive
@@ -146,6 +146,10 @@ def restore(
                 progress.files += 1
             files = FileRestore(repository, opened.listing, journal, progress)
             files.run([(number, entry, place.path(below), below) for number, entry, below in plan.entries])
+        except DamagedError as error:
+            raise DamagedError(
+                f"{progress.current} can't be restored whole: {error}; what was restored before it stays"
+            ) from None
         except OSError as error:
             if error.errno in (28, 122):  # ENOSPC, EDQUOT
                 raise NoRoomError(

@@ -37,6 +37,8 @@ from cloudmount.repo.streams import MapCache
 from cloudmount.repo.trust import Trust, look
 
 KEPT_PROBLEMS = 100
+MAP_BYTES = 8 << 20
+"""Length of a full map object: 16 of ids for a TiB of disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,7 @@ def run_backup(
         _load_index(repository, dedup)
         uploader = Uploader(repository, dedup, progress)
         pipeline = Pipeline(repository.keys, repository.geometry, uploader, progress)
-        limit = max(repository.geometry.pack, 1 << 16)
-        maps = MapSet(repository.keys, uploader.send, limit)
+        maps = MapSet(repository.keys, uploader.send, min(repository.geometry.pack, MAP_BYTES))
         job = Job(
             repository, options, progress, trust, maps, MapCache(repository), pipeline, previous, problems
         )
