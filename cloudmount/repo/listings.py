@@ -53,8 +53,8 @@ class Listing:
         self.maps = maps
         self.snapshot = snapshot
         self.parts: list[Part] = []
-        self._loaded: LoadingCache[int, list[Entry]] = LoadingCache(
-            PART_CACHE_BYTES, lambda entries: 700 * len(entries) + 100
+        self._loaded: LoadingCache[int, tuple[list[Entry], list[SortKey]]] = LoadingCache(
+            PART_CACHE_BYTES, lambda part: 1000 * len(part[0]) + 100
         )
         self._ids: LoadingCache[ItemRef, list[bytes]] = LoadingCache(4 << 20, lambda ids: 50 * len(ids))
         if snapshot.files is not None:
@@ -72,9 +72,12 @@ class Listing:
 
     def entries(self, number: int) -> list[Entry]:
         """The entries of a part, in order, proved to be the snapshot's."""
+        return self._part(number)[0]
+
+    def _part(self, number: int) -> tuple[list[Entry], list[SortKey]]:
         return self._loaded.get(number, lambda: self._load(number))
 
-    def _load(self, number: int) -> list[Entry]:
+    def _load(self, number: int) -> tuple[list[Entry], list[SortKey]]:
         part = self.parts[number]
         data = self.maps.repository.item(ITEM_ENTRIES, part.entries)
         if self.maps.repository.keys.digest("part", [data]) != part.digest:
@@ -83,15 +86,15 @@ class Listing:
             found = [entry_from_json(folder, e) for folder, group in json.loads(data) for e in group]
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{self.snapshot.name}: its listing makes no sense: {error!r}") from None
-        return found
+        return found, [e.key for e in found]
 
     def _from(self, key: SortKey) -> Iterator[tuple[int, Entry]]:
         """Entries from the first whose key is at least `key`, each with its part's number."""
         start = max(0, bisect.bisect_right(self._keys, key) - 1)
         for number in range(start, len(self.parts)):
-            for entry in self.entries(number):
-                if entry.key >= key:
-                    yield number, entry
+            entries, keys = self._part(number)
+            for i in range(bisect.bisect_left(keys, key), len(entries)):
+                yield number, entries[i]
 
     def walk(self) -> Iterator[tuple[int, Entry]]:
         """Every entry in order, with its part's number."""
