@@ -19,7 +19,14 @@ from cloudmount.app.restorefiles import FileRestore
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.app.select import Selected
 from cloudmount.blobs.counting import CountingStore
-from cloudmount.errors import DamagedError, NoRoomError, NotFoundError, TargetExistsError, UsageError
+from cloudmount.errors import (
+    CloudMountError,
+    DamagedError,
+    NoRoomError,
+    NotFoundError,
+    TargetExistsError,
+    UsageError,
+)
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.drive import Drive
@@ -131,6 +138,7 @@ def restore(
     place = _Place(target, plan.single, into)
     progress.total_bytes = sum(d.summary["size"] for d, *_ in plan.disks)
     progress.total_bytes += sum(e.size for _, e, _ in plan.entries if e.type == "file" and not e.hardlink)
+    damaged: list[tuple[Path, CloudMountError]] = []
     with place.journal(what) as journal:
         try:
             for disk, kind, below in plan.disks:
@@ -139,23 +147,31 @@ def restore(
                     out.parent.mkdir(parents=True, exist_ok=True)
                 progress.current = os.fspath(out)
                 if below not in journal.done:
-                    restore_disk(repository, disk, kind, out, journal, below, progress)
+                    try:
+                        restore_disk(repository, disk, kind, out, journal, below, progress)
+                    except DamagedError as error:
+                        out.unlink(missing_ok=True)
+                        damaged.append((out, error))
+                        continue
                     journal.finished(below)
                 else:
                     progress.done_bytes += disk.summary["size"]
                 progress.files += 1
             files = FileRestore(repository, opened.listing, journal, progress)
             files.run([(number, entry, place.path(below), below) for number, entry, below in plan.entries])
-        except DamagedError as error:
-            raise DamagedError(
-                f"{progress.current} can't be restored whole: {error}; what was restored before it stays"
-            ) from None
+            damaged += files.damaged
         except OSError as error:
             if error.errno in (28, 122):  # ENOSPC, EDQUOT
                 raise NoRoomError(
                     f"{progress.current}: no room left; make room and run the same command again: it goes on"
                 ) from None
             raise TargetExistsError(f"{progress.current}: can't be written: {error.strerror}") from None
+        if damaged:
+            told = "; ".join(f"{path}: {error}" for path, error in damaged[:5])
+            raise DamagedError(
+                f"{len(damaged)} of {progress.files + len(damaged)} could not be restored, because what is "
+                f"stored of them is damaged; the others were ({told})"
+            )
         journal.remove()
     if isinstance(repository.store, CountingStore):
         fetched = repository.store.snapshot().bytes_down - fetched

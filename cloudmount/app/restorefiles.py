@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cloudmount.app.restoredisk import write_all
 from cloudmount.app.restorejournal import RestoreJournal
-from cloudmount.errors import TargetExistsError
+from cloudmount.errors import CloudMountError, TargetExistsError
 from cloudmount.reader.bulk import read_frames
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.frames import Frame
@@ -69,6 +69,8 @@ class FileRestore:
         self._repository, self._listing = repository, listing
         self._journal, self._progress = journal, progress
         self._frame = repository.geometry.frame
+        self.damaged: list[tuple[Path, CloudMountError]] = []
+        """Files that were not restored, because some of what is stored of them is damaged."""
 
     def run(self, outputs: Sequence[Output]) -> None:
         """Folders first, then contents, then everything that has none; folders' times last."""
@@ -103,12 +105,17 @@ class FileRestore:
         at, fd = 0, -1
         unsynced: list[tuple[Path, str]] = []
         pending = 0
+        bad: dict[int, CloudMountError] = {}
+
+        def damaged(frame: Frame, error: CloudMountError) -> None:
+            bad.setdefault(frames.owner.pop(frame.number)[0], error)
+
         try:
-            for frame, plain in read_frames(self._repository, frames):
+            for frame, plain in read_frames(self._repository, frames, on_damage=damaged):
                 output, number = frames.owner.pop(frame.number)
                 while at < output or fd < 0:
                     if fd >= 0:
-                        self._close(fd, outputs[at], unsynced)
+                        self._close(fd, outputs[at], bad.get(at), unsynced)
                         fd, at = -1, at + 1
                     if at <= output:
                         fd = self._open(outputs[at])
@@ -120,7 +127,7 @@ class FileRestore:
             while at < len(outputs):
                 if fd < 0:
                     fd = self._open(outputs[at])
-                self._close(fd, outputs[at], unsynced)
+                self._close(fd, outputs[at], bad.get(at), unsynced)
                 fd, at = -1, at + 1
         finally:
             if fd >= 0:
@@ -136,9 +143,15 @@ class FileRestore:
         os.ftruncate(fd, entry.size)
         return fd
 
-    def _close(self, fd: int, output: Output, unsynced: list[tuple[Path, str]]) -> None:
+    def _close(
+        self, fd: int, output: Output, bad: CloudMountError | None, unsynced: list[tuple[Path, str]]
+    ) -> None:
         os.close(fd)
         _, entry, path, below = output
+        if bad is not None:  # never zeros of the right length
+            path.unlink()
+            self.damaged.append((path, bad))
+            return
         self._attributes(entry, path)
         self._progress.done_bytes += entry.size
         self._progress.files += 1
@@ -164,6 +177,8 @@ class FileRestore:
             path.unlink()
         if entry.hardlink:
             first = next((p for _, e, p, _ in outputs if e.path == entry.hardlink), None)
+            if first is not None and any(first == path for path, _ in self.damaged):
+                return
             if first is not None:
                 os.link(first, path)
             else:  # the file it is the same as is not part of this restore
