@@ -1,72 +1,47 @@
-"""Reading all of a stream, in order and in bulk: for restore, `check` and hydration.
+"""A whole stream's frames in order, as fast as store and processors allow: for restore, `check
+--read-data` and hydration.
 
-Decided here and only here: how large the ranged reads are, how many are in flight, and that
-every frame is verified against its content id before anyone sees it. The iterator
-belongs to one thread; fetching and opening have their own.
+Decided here and only here: that frames are read in large ranges by where they lie, several
+requests at once, each opened and its content id verified on worker threads; how much of
+that is in memory; and that damage is told frame by frame: when a range can't be read, its
+frames are tried one by one.
+
+Threading: an iterator belongs to one thread; its workers are daemon threads, so Ctrl-C ends
+a restore from a silent store too.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import NamedTuple
 
-from cloudmount.errors import BlobMissingError, CloudMountError, DamagedError
+from cloudmount.errors import BlobMissingError, CloudMountError, DamagedError, StoreUnreachableError
+from cloudmount.reader.flights import Flight
+from cloudmount.reader.runs import Run, coalesce
+from cloudmount.reader.workers import Workers
 from cloudmount.repo.frames import Frame, FrameMap
 from cloudmount.repo.names import pack_name
 from cloudmount.repo.packs import open_frame
 from cloudmount.repo.repository import Repository
 
-RUN_BYTES = 4 << 20
-"""Sealed bytes that one request asks for at most."""
-AHEAD_BYTES = 48 << 20
-"""Plain bytes that are fetched ahead of the reader, or being fetched."""
-WORKERS = max(4, 2 * (os.cpu_count() or 2))
+BATCH = 8 << 20
+"""Plain bytes of the frames that one worker brings at a time: about one request in a fresh repository."""
+LONGEST = 8 << 20
+"""Sealed bytes of one request."""
+MEMORY = 96 << 20
+"""Most bytes in memory, about: a batch takes its plain bytes, and as many sealed ones while it is opened."""
+WORKERS = max(4, (os.cpu_count() or 2) + 2)
 
-Opened = list[tuple[Frame, bytes | CloudMountError]]
-
-
-def runs(frames: Iterator[Frame], limit: int = RUN_BYTES) -> Iterator[list[Frame]]:
-    """Neighbouring frames that adjoin in one pack, together at most `limit` sealed bytes."""
-    run: list[Frame] = []
-    size = 0
-    for f in frames:
-        last = run[-1].at if run else None
-        adjoins = last is not None and f.at.pack == last.pack and f.at.offset == last.offset + last.length
-        if run and (not adjoins or size + f.at.length > limit):
-            yield run
-            run, size = [], 0
-        run.append(f)
-        size += f.at.length
-    if run:
-        yield run
+_Result = list[tuple[Frame, "bytes | DamagedError"]]
+_NEVER = float("inf")
 
 
-def open_run(repository: Repository, run: Sequence[Frame]) -> Opened:
-    """Fetch a run in one request, open and verify each of its frames; damage stands in a frame's place."""
-    at = run[0].at
-    name = pack_name(at.pack)
-    try:
-        data = repository.store.read(name, at.offset, run[-1].at.offset + run[-1].at.length - at.offset)
-    except (BlobMissingError, DamagedError) as error:
-        if len(run) > 1 and isinstance(error, DamagedError):
-            # The pack is cut short: what is before the cut is still good.
-            return [opened for f in run for opened in open_run(repository, [f])]
-        why = "is missing from the store" if isinstance(error, BlobMissingError) else str(error)
-        return [(f, DamagedError(f"{name}: {why}")) for f in run]
-    whole = memoryview(data)
-    found: Opened = []
-    for f in run:
-        begin = f.at.offset - at.offset
-        try:
-            plain = open_frame(repository.keys, f.at, whole[begin : begin + f.at.length], f.length)
-            if repository.keys.content_id(plain) != f.content:
-                raise DamagedError("its bytes are not those of its content id")
-            found.append((f, plain))
-        except DamagedError as error:
-            found.append((f, DamagedError(f"{name}: the frame at {f.at.offset}: {error}")))
-    return found
+class _Batch(NamedTuple):
+    frames: list[Frame]
+    flight: Flight[_Result]
+    bytes: int
 
 
 def read_frames(
@@ -74,37 +49,114 @@ def read_frames(
     frame_map: FrameMap,
     *,
     workers: int = WORKERS,
-    on_damage: Callable[[Frame, CloudMountError], None] | None = None,
-) -> Iterator[tuple[Frame, bytes]]:
-    """Every present frame of the stream in order, with its plain bytes, verified.
+    memory_bytes: int = MEMORY,
+    on_damage: Callable[[Frame, DamagedError], None] | None = None,
+) -> Generator[tuple[Frame, bytes], None, None]:
+    """Every present frame of a stream with its plain bytes, in order, verified by its content id.
 
-    A damaged frame raises its `DamagedError`, or is given to `on_damage` and left out.
+    A damaged frame raises its `DamagedError`, or is given to `on_damage` and left out. Damage of the map
+    itself is raised always: what follows is unknown then. Store errors come as they are (the
+    store has tried again already). Close the iterator when it isn't used up.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="bulk")
-    ahead: deque[tuple[Future[Opened], int]] = deque()
-    under_way = 0
+    pool = Workers(workers, spare=0, name="bulk")
+    batch_bytes = min(BATCH, max(frame_map.frame_bytes, memory_bytes // (3 * workers)))
+    batches = _batches(frame_map.present(), batch_bytes)
+    waiting: deque[_Batch] = deque()
+    held = 0
     try:
-        pending = runs(frame_map.present())
-        exhausted = False
-        while ahead or not exhausted:
-            while not exhausted and (under_way < AHEAD_BYTES or not ahead):
-                run = next(pending, None)
-                if run is None:
-                    exhausted = True
+        more = True
+        while more or waiting:
+            # A batch takes up to twice its bytes, at least for as long as it is opened.
+            while more and (not waiting or held + 2 * batch_bytes <= memory_bytes):
+                batch = next(batches, None)
+                if batch is None:
+                    more = False
                     break
-                size = sum(f.length for f in run)
-                ahead.append((pool.submit(open_run, repository, run), size))
-                under_way += size
-            if not ahead:
+                held += 2 * batch.bytes
+                waiting.append(batch)
+                pool.submit(lambda batch=batch: _bring(repository, batch), _NEVER)  # type: ignore[misc]
+            if not waiting:
                 break
-            future, size = ahead.popleft()
-            for frame, plain in future.result():
-                if not isinstance(plain, CloudMountError):
+            batch = waiting.popleft()
+            while not batch.flight.wait(1.0):
+                pass  # in steps, so that Ctrl-C is noticed
+            for frame, plain in batch.flight.result():
+                if not isinstance(plain, DamagedError):
                     yield frame, plain
                 elif on_damage is None:
                     raise plain
                 else:
                     on_damage(frame, plain)
-            under_way -= size
+            held -= 2 * batch.bytes
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.close()
+
+
+def _batches(frames: Iterable[Frame], most: int) -> Iterator[_Batch]:
+    """The frames in order, `most` plain bytes at a time."""
+    batch: list[Frame] = []
+    size = 0
+    for frame in frames:
+        if batch and size + frame.length > most:
+            yield _Batch(batch, Flight(_NEVER), size)
+            batch, size = [], 0
+        batch.append(frame)
+        size += frame.length
+    if batch:
+        yield _Batch(batch, Flight(_NEVER), size)
+
+
+def _bring(repository: Repository, batch: _Batch) -> None:
+    """On a worker: land the batch's flight."""
+    frames = batch.frames
+    try:
+        found: list[bytes | DamagedError] = [b""] * len(frames)
+        for run in coalesce(range(len(frames)), lambda i: frames[i].at, longest=LONGEST):
+            _read(repository, run, frames, found)
+        batch.flight.land(list(zip(frames, found, strict=True)))
+    except BaseException as error:
+        batch.flight.crash(error)
+
+
+def _read(
+    repository: Repository, run: Run[int], frames: list[Frame], found: list[bytes | DamagedError]
+) -> None:
+    """Fill in what was `found` of the frames whose places in `frames` a run has."""
+    name = pack_name(run.pack)
+    try:
+        data = repository.store.read(name, run.offset, run.length)
+        if len(data) != run.length:
+            raise StoreUnreachableError(f"{len(data)} bytes of {name} came where {run.length} belong")
+    except BlobMissingError as error:
+        for i in run.members:
+            found[i] = _damaged(frames[i], error)
+        return
+    except DamagedError as error:
+        if len(run.members) == 1:
+            found[run.members[0]] = _damaged(frames[run.members[0]], error)
+            return
+        for i in run.members:  # some of them may be sound
+            at = frames[i].at
+            _read(repository, Run(run.pack, at.offset, at.length, [i]), frames, found)
+        return
+    whole = memoryview(data)
+    keys = repository.keys
+    for i in run.members:
+        frame = frames[i]
+        begin = frame.at.offset - run.offset
+        try:
+            plain = open_frame(keys, frame.at, whole[begin : begin + frame.at.length], frame.length)
+            if keys.content_id(plain) != frame.content:
+                raise DamagedError("they open, but not to the content that was backed up")
+        except DamagedError as error:
+            found[i] = _damaged(frame, error)
+        else:
+            found[i] = plain
+
+
+def _damaged(frame: Frame, error: CloudMountError) -> DamagedError:
+    at = frame.at
+    if isinstance(error, BlobMissingError):
+        return DamagedError(f"{error.name} is missing from the store (frame {frame.number})")
+    where = f"{pack_name(at.pack)}: the {at.length} bytes at {at.offset}, frame {frame.number},"
+    return DamagedError(f"{where} are damaged: {error}")

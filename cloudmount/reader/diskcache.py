@@ -16,7 +16,8 @@ a cache of up to `SAMPLE`, else of a random sample of at least that many.
 
 A full disk, or a folder that can't be written, only makes it keep nothing; `tell` is told once.
 
-Threading: any number of threads and processes. Measured for 64 KiB on ext4: get 23 us, put 110 us.
+Threading: any number of threads and processes. Measured for 64 KiB on ext4: get 15 us, put 66 us (124 us
+where each needs room made).
 """
 
 from __future__ import annotations
@@ -257,7 +258,7 @@ class DiskCache:
         self._paused_until = time.monotonic() + PAUSE
         if isinstance(error, TimeoutError):
             self._paused_until = time.monotonic() + 1.0  # somebody is counting, or was stopped
-        elif (not self._told and self._state is not None) or (not self._told and self._lock is None):
+        elif not self._told and not self._closed:
             self._told = True
             self._tell(
                 f"nothing is kept in the cache folder {self.folder} for now: {error.strerror or error}; "
@@ -268,10 +269,8 @@ class DiskCache:
         return [name for name in os.listdir(self.folder) if len(name) == 3 and name != "tmp"]
 
     def _pieces(self, leaf: str, clock: int) -> Iterator[_Piece]:
-        with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(os.path.join(self.folder, leaf)) as entries,
-        ):
+        folder = os.path.join(self.folder, leaf)
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
                 if not _is_piece(entry.name):
                     continue

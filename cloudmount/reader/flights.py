@@ -29,11 +29,13 @@ OVERDUE = 2.0
 class Flight(Generic[V]):
     """Something on its way. Lands once, with a value or an error; `ends` is when it gives up."""
 
-    __slots__ = ("_landed", "_value", "ends", "error")
+    __slots__ = ("_landed", "_value", "ends", "error", "joined")
 
     def __init__(self, ends: float) -> None:
         self.ends = ends
         self.error: BaseException | None = None
+        self.joined = False
+        """Whether somebody waits for it who didn't begin it."""
         self._value: V | None = None
         self._landed = threading.Event()
 
@@ -154,6 +156,7 @@ class FrameTable:
                     continue
                 flight = self._flights.get(key)
                 if flight is not None and not flight.overdue:
+                    flight.joined = True
                     claims.others[key] = flight
                 else:
                     claims.mine[key] = self._flights[key] = Flight(ends)
@@ -176,7 +179,7 @@ class FrameTable:
         with self._lock:
             before = self._kept.wasted
             if self._closed is None and len(plain) + ENTRY_BYTES <= self._kept.maxsize:
-                if ahead and key not in self._kept:
+                if ahead and not flight.joined and key not in self._kept:
                     self._kept.unused.add(key)
                 self._kept[key] = plain
             self._leave(key, flight)
