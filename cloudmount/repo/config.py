@@ -26,6 +26,7 @@ from cloudmount.errors import (
     StoreUnreachableError,
     TargetExistsError,
     UsageError,
+    WrongPassphraseError,
 )
 from cloudmount.repo.names import CONFIG, CONFIG_COPY
 from cloudmount.repo.structures import BLOCK_BYTES, FORMAT_VERSION, SUITE
@@ -188,8 +189,10 @@ def open_config(store: BlobStore, text: str, tell: Callable[[str], None]) -> Con
     except StoreUnreachableError:
         raise
     except CloudMountError as error:
-        # A phrase or passphrase that opens neither: say what is most useful.
-        raise (error if isinstance(first, DamagedError) and data == b"" else first) from None
+        # Neither opens. What the copy says counts where the first was not there, or where the copy is sound.
+        better = isinstance(first, NoRepositoryError) and not isinstance(error, BlobMissingError)
+        sound = isinstance(first, DamagedError) and isinstance(error, WrongPassphraseError)
+        raise (error if better or sound else first) from None
     tell(f"the object {CONFIG!r} is unusable ({first}); its copy was used: run 'cloudmount check'")
     return opened
 
