@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 from cloudmount.nodes import Dir, Kind, Node
 
+NAME_MAX = 1024
+"""Bytes of a name that FUSE takes; NTFS has names of 765."""
 _HEAD = struct.Struct("=QQII")
 """`struct fuse_dirent`: inode, offset of the next record, length of the name, type; then the name,
 padded to 8 bytes."""
@@ -69,7 +71,7 @@ class Listing:
             if child is None:
                 return None
             name, node = os.fsencode(child[0]), child[1]
-            if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
+            if not 0 < len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
                 # The kernel refuses the whole listing for one such name.
                 log.error("a folder holds the name %r, which no file system can show; left out", child[0])
                 continue

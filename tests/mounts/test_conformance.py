@@ -1,0 +1,35 @@
+"""The conformance suite of trees on every driver."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cloudmount.mounts.driver import DriveOptions, Driver
+from cloudmount.mounts.refuse_driver import RefuseDrive
+from cloudmount.nodes import Dir
+from tests.mounts.mounting import Mounted, mounted
+from tests.trees.calls import Mount
+from tests.trees.conformance import TreeConformance
+from tests.trees.conformance_life import TreeLifeConformance
+
+DRIVERS: dict[str, Driver] = {"refuse": RefuseDrive}
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("driver", DRIVERS)
+class TestDrivers(TreeConformance, TreeLifeConformance):
+    @pytest.fixture
+    def mount(self, tmp_path: Path, driver: str) -> Iterator[Mount]:
+        with ExitStack() as mounts:
+            numbers = itertools.count(1)
+
+            def mount(root: Dir, options: DriveOptions | None = None) -> Mounted:
+                path = tmp_path / f"mount{next(numbers)}"
+                return mounts.enter_context(mounted(DRIVERS[driver], root, path, options))
+
+            yield mount
