@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmount.backup.inuse import locked, open_for_writing
+from cloudmount.backup.shrinking import ShrinkingSource
 from cloudmount.backup.sources import Found
 from cloudmount.disks.detect import OpenDisk, open_disk
+from cloudmount.disks.raw import RawDisk
 from cloudmount.errors import UnreadableInputError
 from cloudmount.repo.snapshots import StreamRoot
 from cloudmount.repo.streams import StreamMap
@@ -104,7 +106,8 @@ class DiskBackup:
         keys, geometry = job.repository.keys, job.repository.geometry
         sink = _DiskSink(keys, geometry, job.maps, job.trust, disk.source.size, stream)
         try:
-            job.pipeline.stream(disk.source, sink)
+            raw = disk.source
+            job.pipeline.stream(ShrinkingSource(raw) if isinstance(raw, RawDisk) else raw, sink)
         except UnreadableInputError as error:
             sink.failed(error)
         job.pipeline.then(lambda: self._finish(found, disk, sink, summary, in_use))

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cloudmount.backup.fileentries import HardLinks, make_entry
+from cloudmount.backup.shrinking import ShrinkingSource
 from cloudmount.backup.sources import Found
 from cloudmount.disks.raw import RawDisk
 from cloudmount.errors import UnreadableInputError
@@ -105,7 +106,7 @@ class FileBackup:
         else:
             sink = _SmallSink(frames)
         try:
-            pipeline.stream(source, sink)
+            pipeline.stream(ShrinkingSource(source), sink)
         except UnreadableInputError as error:  # while its holes were looked for
             sink.failed(error)
         pipeline.then(lambda: self._finish(found, entry, source, sink))

@@ -27,6 +27,10 @@ _MAX_READ = 1 << 30  # Linux reads at most 2^31 - 4096 bytes a call
 _BLKSSZGET, _BLKPBSZGET = 0x1268, 0x127B  # linux/fs.h: logical and physical sector size
 
 
+class ShrankError(UnreadableInputError):
+    """The file is shorter than it was when it was opened."""
+
+
 def _opened(path: Path) -> int:
     """A descriptor on `path`, read-only."""
     flags = os.O_RDONLY
@@ -101,7 +105,7 @@ class RawDisk:
                     f"{self.path}: can't read {length} bytes at offset {offset}: {error.strerror}"
                 ) from None
             if not part:
-                raise UnreadableInputError(
+                raise ShrankError(
                     f"{self.path}: ends at offset {offset}: it shrank from {self.size} bytes while read"
                 )
             parts.append(part)
@@ -148,7 +152,7 @@ class RawDisk:
                 return offset if whence == "SEEK_DATA" else end  # this file system can't tell
             found = end  # no data up to the end of the file
             if not self.is_block_device and os.fstat(self._fd).st_size < self.size:
-                raise UnreadableInputError(
+                raise ShrankError(
                     f"{self.path}: shrank from {self.size} bytes while it was read"
                 ) from None
         return min(max(found, offset), end)
