@@ -4,13 +4,17 @@ Decided here and only here: what a writer trusts (FORMAT.md section 8.3), and th
 journal that makes a killed upload resume: packs are entered as soon as the store
 acknowledged them, before any index object names them. SQLite in WAL mode: a power
 cut loses the last entries at most, and what it loses is stored again. Nothing here
-is needed to restore; a broken file is set aside and made anew. Safe on any thread.
+is needed to restore: a broken file is removed and made anew, one that breaks while it is
+used counts as empty from then on, and every row has a checksum, because a wrong place
+would go into the snapshot unseen. Safe on any thread.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import struct
 import threading
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,23 +28,31 @@ CREATE TABLE IF NOT EXISTS packs(
   size INTEGER NOT NULL, indexed INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS frames(
   id BLOB PRIMARY KEY, pack INTEGER NOT NULL, at INTEGER NOT NULL, length INTEGER NOT NULL,
-  number INTEGER NOT NULL, epoch INTEGER, salt BLOB) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS frames_by_pack ON frames(pack) ;
+  number INTEGER NOT NULL, epoch INTEGER, salt BLOB, crc INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS frames_by_pack ON frames(pack);
 CREATE TABLE IF NOT EXISTS indexes(name TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _UPSERT = """
-INSERT INTO frames VALUES(?, ?, ?, ?, ?, ?, ?)
+INSERT INTO frames VALUES(?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT(id) DO UPDATE SET pack=excluded.pack, at=excluded.at, length=excluded.length,
-  number=excluded.number, epoch=excluded.epoch, salt=excluded.salt
+  number=excluded.number, epoch=excluded.epoch, salt=excluded.salt, crc=excluded.crc
   WHERE pack NOT IN (SELECT no FROM temp.trusted)
 """
-VERSION = 1
+VERSION = 2
+_PLACE = struct.Struct("<QQQq")
+_UNUSABLE = (sqlite3.DatabaseError, struct.error, TypeError)
+"""What reading a broken file can raise: its own errors, and values of other types than were written."""
 
 
 def _row(no: int, table: PackTable, id: bytes, at: Location) -> tuple[object, ...]:
     own = at.birth == table.birth
     other = (None, None) if own else (at.birth.epoch, at.birth.salt)
-    return (id, no, at.offset, at.length, at.number, *other)
+    return (id, no, at.offset, at.length, at.number, *other, _crc(id, at))
+
+
+def _crc(id: bytes, at: Location) -> int:
+    place = _PLACE.pack(at.offset, at.length, at.number, at.birth.epoch)
+    return zlib.crc32(b"".join((id, at.pack, place, at.birth.salt)))
 
 
 class DedupIndex:
@@ -50,14 +62,25 @@ class DedupIndex:
         self._lock = threading.Lock()
         self._packs: dict[int, tuple[bytes, Birth]] = {}
         self._trust_in = Trust()
+        self._path = path
+        self._broken = False
+        self._spoiled = False
         try:
             self._db = self._connect(path)
         except sqlite3.DatabaseError:
-            if path is None:
-                raise
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            self._remove()
             self._db = self._connect(path)
+
+    def _remove(self) -> None:
+        if self._path is not None:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    def _failed(self, error: Exception) -> None:
+        """From now on nothing is known. A file that is no database any more goes; one that was only
+        busy, or had no room, stays."""
+        self._broken = True
+        self._spoiled = self._spoiled or not isinstance(error, sqlite3.OperationalError)
 
     @staticmethod
     def _connect(path: Path | None) -> sqlite3.Connection:
@@ -82,16 +105,23 @@ class DedupIndex:
     def trust(self, trust: Trust) -> None:
         """Use only what `trust` holds. Packs entered later as uploads of ours are added to it."""
         with self._lock:
-            known = {
-                bytes(id): (no, size, Birth(epoch, bytes(salt)))
-                for no, id, epoch, salt, size in self._db.execute(
-                    "SELECT no, id, epoch, salt, size FROM packs"
-                )
-            }
             self._trust_in = trust
-            for id, (no, size, birth) in known.items():
-                if trust.packs.get(id) == size:
-                    self._trust(no, id, birth)
+            try:
+                self._trust_known()
+            except _UNUSABLE as error:
+                self._failed(error)
+                self._packs.clear()
+                if self._spoiled:
+                    self._db.close()
+                    self._remove()
+                    self._db = self._connect(self._path)
+                    self._broken = self._spoiled = False
+
+    def _trust_known(self) -> None:
+        rows = self._db.execute("SELECT no, id, epoch, salt, size FROM packs").fetchall()
+        for no, id, epoch, salt, size in rows:
+            if self._trust_in.packs.get(bytes(id)) == size:
+                self._trust(no, bytes(id), Birth(epoch, bytes(salt)))
 
     def _trust(self, no: int, id: bytes, birth: Birth) -> None:
         self._packs[no] = (id, birth)
@@ -100,17 +130,29 @@ class DedupIndex:
     def missing_indexes(self, names: Iterable[str]) -> list[str]:
         """Those index objects whose content was not entered yet."""
         with self._lock:
-            have = {row[0] for row in self._db.execute("SELECT name FROM indexes")}
+            try:
+                have = {row[0] for row in self._db.execute("SELECT name FROM indexes")}
+            except _UNUSABLE as error:
+                self._failed(error)
+                return []
         return [name for name in names if name not in have]
 
     def enter(self, tables: Sequence[PackTable], index: str | None) -> None:
         """Enter packs: those an index object called `index` names, or (None) acknowledged uploads of ours."""
-        with self._lock, self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            for table in tables:
-                self._enter(table, index is not None)
-            if index is not None:
-                self._db.execute("INSERT OR IGNORE INTO indexes VALUES(?)", (index,))
+        with self._lock:
+            if index is None:
+                self._trust_in.packs.update((table.id, table.size) for table in tables)
+            if self._broken:
+                return
+            try:
+                with self._db:
+                    self._db.execute("BEGIN IMMEDIATE")
+                    for table in tables:
+                        self._enter(table, index is not None)
+                    if index is not None:
+                        self._db.execute("INSERT OR IGNORE INTO indexes VALUES(?)", (index,))
+            except _UNUSABLE as error:
+                self._failed(error)
 
     def _enter(self, table: PackTable, indexed: bool) -> None:
         row = self._db.execute("SELECT no FROM packs WHERE id=?", (table.id,)).fetchone()
@@ -123,8 +165,6 @@ class DedupIndex:
             (table.id, table.birth.epoch, table.birth.salt, table.size, indexed),
         ).lastrowid
         assert no is not None
-        if not indexed:
-            self._trust_in.packs[table.id] = table.size
         if self._trust_in.packs.get(table.id) == table.size:
             self._trust(no, table.id, table.birth)
         self._db.executemany(_UPSERT, (_row(no, table, id, at) for id, at in table.entries()))
@@ -132,34 +172,50 @@ class DedupIndex:
     def find(self, content: bytes) -> Location | None:
         """Where a frame with this content id lies; None when nothing trusted holds it."""
         with self._lock:
-            row = self._db.execute(
-                "SELECT pack, at, length, number, epoch, salt FROM frames WHERE id=?", (content,)
-            ).fetchone()
-        if row is None or row[0] not in self._packs:
-            return None
-        id, birth = self._packs[row[0]]
-        if row[5] is not None:
-            birth = Birth(row[4], bytes(row[5]))
-        at = Location(id, row[1], row[2], birth, row[3])
-        return at if self._trust_in.location(at) else None
+            if self._broken:
+                return None
+            try:
+                row = self._db.execute(
+                    "SELECT pack, at, length, number, epoch, salt, crc FROM frames WHERE id=?", (content,)
+                ).fetchone()
+                if row is None or row[0] not in self._packs:
+                    return None
+                id, birth = self._packs[row[0]]
+                if row[5] is not None:
+                    birth = Birth(row[4], bytes(row[5]))
+                at = Location(id, row[1], row[2], birth, row[3])
+                sound = row[6] == _crc(content, at)
+            except _UNUSABLE as error:
+                self._failed(error)
+                return None
+        return at if sound and self._trust_in.location(at) else None
 
     def unindexed(self) -> list[PackTable]:
         """The journal: trusted packs that were acknowledged, but that no index object names yet."""
         tables = []
         with self._lock:
-            packs = self._db.execute("SELECT no, size FROM packs WHERE indexed=0").fetchall()
-            for no, size in packs:
-                if no not in self._packs:
-                    continue
-                _, birth = self._packs[no]
-                rows = self._db.execute(
-                    "SELECT id, length, number FROM frames WHERE pack=? ORDER BY number", (no,)
-                ).fetchall()
-                if [r[2] for r in rows] == list(range(len(rows))):
-                    tables.append(PackTable(birth, size, [bytes(r[0]) for r in rows], [r[1] for r in rows]))
+            try:
+                packs = self._db.execute("SELECT no, size FROM packs WHERE indexed=0").fetchall()
+                for no, size in packs:
+                    if no in self._packs:
+                        tables += self._unindexed(no, size)
+            except _UNUSABLE as error:
+                self._failed(error)
+                return []
         return tables
 
+    def _unindexed(self, no: int, size: int) -> list[PackTable]:
+        _, birth = self._packs[no]
+        rows = self._db.execute(
+            "SELECT id, length, number, crc FROM frames WHERE pack=? ORDER BY number", (no,)
+        ).fetchall()
+        table = PackTable(birth, size, [bytes(r[0]) for r in rows], [r[1] for r in rows])
+        sound = all(r[3] == _crc(id, at) for r, (id, at) in zip(rows, table.entries(), strict=True))
+        return [table] if rows and sound else []
+
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; one that broke is removed."""
         with self._lock:
             self._db.close()
+            if self._spoiled:
+                self._remove()
