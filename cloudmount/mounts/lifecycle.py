@@ -145,7 +145,7 @@ def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> N
 
 def _end(record: MountRecord, began: float) -> None:
     """Wait for a drive's process; one that does not end is ended."""
-    for after, number in ((3.6, signal.SIGTERM), (4.4, signal.SIGKILL), (4.9, None)):
+    for after, number in ((3.6, signal.SIGTERM), (4.1, signal.SIGKILL), (4.8, None)):
         while record.alive and time.monotonic() - began < after:
             time.sleep(0.02)
         if not record.alive:

@@ -31,10 +31,12 @@ class MountRecord:
 
 
 def start_time(pid: int) -> int:
-    """When a process was started, in clock ticks after boot (proc(5), field 22); 0 without one."""
+    """When a process was started, in clock ticks after boot (proc(5), field 22); 0 when it has ended, also
+    when nobody asked for its exit code yet."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+            fields = file.read().rpartition(b")")[2].split()
+        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, IndexError, ValueError):
         return 0
 

@@ -28,7 +28,7 @@ from typing import Any, cast
 
 from cloudmount.errors import CloudMountError, ReadOnlyError
 from cloudmount.extents import BlockSource
-from cloudmount.mounts import libfuse
+from cloudmount.mounts import host, libfuse
 from cloudmount.mounts.driver import FILESYSTEM, DriveOptions
 from cloudmount.mounts.failures import Failures
 from cloudmount.mounts.inodes import Inodes
@@ -87,6 +87,7 @@ class RefuseDrive:
     """A `Dir` at a mount point, through libfuse 2. A `driver.Drive`; the class is a `driver.Driver`."""
 
     def __init__(self, root: Dir, mountpoint: str, options: DriveOptions) -> None:
+        host.require(allow_other=options.allow_other)
         self.up = threading.Event()
         self._lib = lib = libfuse.load()
         self._inodes = Inodes(root)

@@ -1,4 +1,4 @@
-"""What every adapter must do with any tree that fails, changes, hangs, or is written to: run through a real mount.
+"""What every adapter must do with any tree that fails, changes, hangs or is written to, through a real mount.
 
 A subclass named `Test...` gives the fixture `mount`. Rules for what may be called on a mount of
 this process: `tests.mounts.mounting`.
