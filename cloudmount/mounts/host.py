@@ -47,7 +47,8 @@ def require(
         raise CloudMountError(f"a drive needs the program {helper}: install the package fuse3")
     if allow_other and not _other_users_allowed(configuration):
         raise UsageError(
-            f"--allow-other: the administrator has to allow it by a line 'user_allow_other' in {configuration}"
+            "--allow-other: the administrator has to allow it, by a line 'user_allow_other'"
+            f" in {configuration}"
         )
 
 

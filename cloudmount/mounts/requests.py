@@ -91,7 +91,11 @@ class Requests:
         return sum(1 for request in self._now() if request.since <= oldest)
 
     def _now(self) -> list[Request]:
-        return list(self._open.values())  # one step under the interpreter's lock
+        while True:
+            try:
+                return list(self._open.values())
+            except RuntimeError:  # others began or ended in the middle of it
+                continue
 
     def _watch(self) -> None:
         while not self._ended.wait(PATIENCE):

@@ -17,7 +17,7 @@ CHARACTERS = Path("/dev/null")
 
 def test_no_device(tmp_path: Path) -> None:
     for device in (tmp_path / "fuse", tmp_path):
-        with pytest.raises(CloudMountError, match="there is no device .*modprobe fuse") as caught:
+        with pytest.raises(CloudMountError, match=r"there is no device .*modprobe fuse") as caught:
             require(allow_other=False, root=True, device=device)
         assert caught.value.exit_code == 1
 
