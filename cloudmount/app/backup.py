@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
 
+from cloudmount.app.places import cache_folder, state_folder
 from cloudmount.app.select import machine_name
 from cloudmount.app.sightings import Sightings, journal_path
 from cloudmount.backup.progress import BackupProgress
 from cloudmount.backup.run import BackupOptions, BackupResult, run_backup
-from cloudmount.errors import UsageError
+from cloudmount.errors import CloudMountError, UsageError
 from cloudmount.repo.names import folders
 from cloudmount.repo.repository import Repository
 
@@ -32,41 +34,71 @@ def backup(
     exclude: Sequence[str] = (),
     as_file: Sequence[str] = (),
     force_read: bool = False,
-    repository_folder: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> tuple[BackupResult, str]:
     """Back `paths` up; the result, and the snapshot's folder on the drive.
 
-    `repository_folder` is left out where it is met, as are this program's caches.
+    A repository in a folder is left out where it is met, as are this program's caches and state: both
+    change while they are read, and nothing there is needed to restore.
     """
     machine = machine_name(name) if name is not None else host_name()
-    sightings = Sightings(repository, environ)
     tag = repository.keys.tag(machine)
+    own = own_folders(repository, environ)
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):  # told by the backup itself
+            if _identity(path) in own:
+                raise UsageError(f"{path} is where CloudMount itself keeps things: it can't be backed up")
+    sightings = Sightings(repository, environ)
+    newest = repository.newest(tag)
+    if newest is not None:
+        sightings.saw(newest[0])
+    elif sightings.highest(tag):
+        repository.warn(
+            f"{machine}: snapshot number {sightings.highest(tag)} was seen here before, and now there is "
+            "none: they were removed, or the store went back in time"
+        )
     options = BackupOptions(
         machine,
         journal=journal_path(repository, environ),
         exclude=exclude,
         as_file=as_file,
         force_read=force_read,
-        leave_out=_left_out(repository_folder),
+        leave_out=own,
         known_sequence=sightings.highest(tag),
     )
     result = run_backup(repository, paths, options, progress)
-    infos = repository.listed(tag)
-    sightings.saw(repository.load(infos[result.key]))
-    folder = next(f for f, key in folders(list(infos)).items() if key == result.key)
-    same = [k for k in infos if k.sequence == result.key.sequence and k.id != result.key.id]
+    return result, _entered(repository, sightings, result, tag)
+
+
+def _entered(repository: Repository, sightings: Sightings, result: BackupResult, tag: str) -> str:
+    """The new snapshot's folder on the drive. It is made: nothing here can fail the backup any more."""
+    key = result.key
+    try:
+        infos = repository.listed(tag)
+        sightings.saw(repository.load(infos[key]))
+    except (CloudMountError, KeyError) as error:
+        repository.warn(f"the backup is made, but looking at it failed: {error}")
+        return key.folder
+    same = [k for k in infos if k.sequence == key.sequence and k.id != key.id]
     if same:
         repository.warn(
-            f"{machine} was backed up by two at once: {len(same) + 1} snapshots have number "
-            f"{result.key.sequence}; all of them stand"
+            f"{result.machine} was backed up by two at once: {len(same) + 1} snapshots have number "
+            f"{key.sequence}; all of them stand"
         )
-    return result, folder
+    return next(folder for folder, k in folders(list(infos)).items() if k == key)
 
 
-def _left_out(folder: str | None) -> frozenset[tuple[int, int]]:
-    try:
-        status = os.stat(folder) if folder is not None else None
-    except OSError:
-        return frozenset()
-    return frozenset({(status.st_dev, status.st_ino)}) if status is not None else frozenset()
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def own_folders(
+    repository: Repository, environ: Mapping[str, str] = os.environ
+) -> frozenset[tuple[int, int]]:
+    """(device, inode) of the folders that a backup leaves out."""
+    found = set()
+    for folder in (repository.store.address, cache_folder(environ), state_folder(environ)):
+        with contextlib.suppress(OSError, ValueError):  # not a folder, or not there yet
+            found.add(_identity(folder))
+    return frozenset(found)

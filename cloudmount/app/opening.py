@@ -5,12 +5,15 @@ Decided here and only here: how store, passphrase and caches come together. Pure
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudmount.app.places import cache_folder, connect
 from cloudmount.blobs.retrying import TRANSFER, RetryPolicy
+from cloudmount.blobs.store import BlobStore
+from cloudmount.errors import NoRepositoryError, TargetExistsError
 from cloudmount.repo.repository import Repository, SealedCache
 
 GIB = 1 << 30
@@ -23,6 +26,26 @@ def disk_cache(folder: Path, limit: int, tell: Callable[[str], None]) -> SealedC
     from cloudmount.reader.diskcache import DiskCache
 
     return DiskCache(os.fspath(folder), limit, tell)
+
+
+def check_there(address: str, environ: Mapping[str, str] = os.environ) -> None:
+    """`NoRepositoryError` when there is no repository at `address`: to be known before asking a person
+    for a passphrase. One request."""
+    with connect(address, environ) as store:
+        if not _is_there(store):
+            raise NoRepositoryError(f"there is no repository at {store.address}")
+
+
+def check_free(address: str, environ: Mapping[str, str] = os.environ) -> None:
+    """`TargetExistsError` when there is a repository at `address` already. One request."""
+    with connect(address, environ) as store:
+        with contextlib.suppress(NoRepositoryError):
+            if _is_there(store):
+                raise TargetExistsError(f"a repository is already at {store.address}; choose an empty place")
+
+
+def _is_there(store: BlobStore) -> bool:
+    return next(store.list("config", limit=1), None) is not None
 
 
 def open_repository(

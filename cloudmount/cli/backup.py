@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cloudmount.cli.options import Common, repository_options
-from cloudmount.cli.output import Moment, seconds_text, size_text
+from cloudmount.cli.output import Moment, count_text, seconds_text, size_text
 
 INCOMPLETE = 9
 
@@ -30,18 +30,27 @@ def command(
     Disk images (VHDX, VHD, raw) are stored by their content, chains flattened; only what is new is
     sent. An interrupted backup goes on where it was when it is run again.
     """
-    from cloudmount.app.backup import backup
-    from cloudmount.app.opening import open_repository
+    from cloudmount.app.backup import backup, own_folders
+    from cloudmount.app.estimate import Estimate
+    from cloudmount.app.select import machine_name
     from cloudmount.backup.progress import BackupProgress
     from cloudmount.backup.sources import Sources
 
     out = common.out
-    Sources(paths)  # a path that can't be read is told before a passphrase is asked for
+    Sources(paths, as_file=as_file)  # a path that can't be read is told before a passphrase is asked for
+    if name is not None:
+        machine_name(name)
     progress = BackupProgress()
-    repository = open_repository(
-        common.address, common.passphrase(), bandwidth=common.bandwidth, tell=out.warn
-    )
-    with out.progress(lambda: Moment(progress.done_bytes, progress.source_bytes, progress.current)):
+    repository = common.open_repository()
+    estimate = Estimate(paths, exclude=exclude, leave_out=own_folders(repository))
+
+    def moment() -> Moment:
+        total = max(estimate.total, progress.source_bytes) if estimate.total is not None else 0
+        return Moment(progress.done_bytes, total, progress.current)
+
+    if not out.quiet:
+        estimate.start()
+    with out.progress(moment):
         result, folder = backup(
             repository,
             paths,
@@ -50,8 +59,8 @@ def command(
             exclude=exclude,
             as_file=as_file,
             force_read=force_read,
-            repository_folder=common.folder,
         )
+    estimate.stop()
     value = {
         "snapshot": result.key.id,
         "name": folder,
@@ -68,7 +77,7 @@ def command(
         "incomplete": result.incomplete,
     }
     disks, files = len(result.summary["disks"]), result.summary["files"]["count"]
-    what = f"{disks} disk{'s' * (disks != 1)}, {files} file{'s' * (files != 1)}"
+    what = f"{count_text(disks, 'disk')}, {count_text(files, 'file')}"
     text = (
         f"{result.machine}/{folder}: {what}, {size_text(progress.source_bytes)}; "
         f"{size_text(progress.read_bytes)} read, {size_text(progress.new_bytes)} new, "
@@ -76,7 +85,7 @@ def command(
     )
     out.result(value, text)
     if result.incomplete:
-        problems = result.summary["problem_count"]
-        out.warn(f"done, but incomplete: {problems} problem{'s' * (problems != 1)}, told above")
+        problems = count_text(result.summary["problem_count"], "problem")
+        out.warn(f"done, but incomplete: {problems}, told above ('cloudmount show' lists them too)")
         return INCOMPLETE
     return 0

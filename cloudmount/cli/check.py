@@ -10,14 +10,13 @@ from cloudmount.cli.output import Moment, seconds_text, size_text
 DAMAGED = 4
 
 
-@click.command()
+@click.command(short_help="Prove that the repository is whole.")
 @repository_options(moves_data=True)
 @click.option("--read-data", is_flag=False, flag_value="100", metavar="[PERCENT]",
               help="Read and verify the stored data too, or a random PERCENT of it.")  # fmt: skip
 def command(common: Common, read_data: str | None) -> int:
     """Prove the repository: that every snapshot is whole, and with --read-data every byte."""
     from cloudmount.app.check import CheckProgress, check
-    from cloudmount.app.opening import open_repository
     from cloudmount.errors import UsageError
 
     percent: float | None = None
@@ -29,9 +28,7 @@ def command(common: Common, read_data: str | None) -> int:
         if not 0 < percent <= 100:
             raise UsageError("--read-data takes a percentage above 0 and up to 100")
     out = common.out
-    repository = open_repository(
-        common.address, common.passphrase(), bandwidth=common.bandwidth, tell=out.warn, cached=False
-    )
+    repository = common.open_repository(cached=False)
     progress = CheckProgress()
     with out.progress(lambda: Moment(progress.bytes, progress.total_bytes, progress.current)):
         result = check(repository, read_data=percent, progress=progress)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
-from cloudmount.cli.options import Common, read_passphrase, repository_options
+from cloudmount.cli.options import Common, repository_options
+from cloudmount.cli.passphrase import ask_new, from_elsewhere
+from cloudmount.errors import CloudMountError
 
 
-@click.command()
+@click.command(short_help="Make a new repository.")
 @repository_options()
 @click.option(
     "--tier",
@@ -22,8 +24,13 @@ def command(common: Common, tier: str) -> None:
     Prints the recovery phrase once: write it down and keep it away from the server.
     """
     from cloudmount.app.init import init
+    from cloudmount.app.opening import check_free
 
-    made = init(common.address, read_passphrase(common.passphrase_file, confirm=True), tier=tier)
+    passphrase = from_elsewhere(common.passphrase_file)
+    if passphrase is None:
+        check_free(common.address)  # before somebody thinks of one for nothing
+        passphrase = ask_new()
+    made = init(common.address, passphrase, tier=tier)
     words = made.recovery_phrase.split()
     lines = [
         "   " + "".join(f"{n + 1:>3}. {words[n]:<10}" for n in range(row, row + 6)).rstrip()
@@ -41,4 +48,11 @@ def command(common: Common, tier: str) -> None:
             "everything back, without it and the passphrase nobody can.",
         ]
     )
-    common.out.result({"repo_id": made.repo_id, "recovery_phrase": made.recovery_phrase}, text)
+    value = {"repo_id": made.repo_id, "recovery_phrase": made.recovery_phrase, "repository": made.address}
+    try:
+        common.out.result(value, text)
+    except (CloudMountError, BrokenPipeError):
+        raise CloudMountError(
+            f"the repository at {made.address} is made, but nobody read its recovery phrase: standard "
+            "output is closed or full; remove the repository and make it again"
+        ) from None

@@ -16,10 +16,9 @@ from cloudmount.cli.output import table
 def command(common: Common, what: str) -> None:
     """List a snapshot's folder, as on the drive."""
     from cloudmount.app.ls import ls
-    from cloudmount.app.opening import open_repository
     from cloudmount.app.select import select
 
-    repository = open_repository(common.address, common.passphrase(), tell=common.out.warn)
+    repository = common.open_repository()
     found = ls(repository, select(repository, what))
     value = []
     rows = []

@@ -7,12 +7,16 @@ ends by `os._exit`: threads that a dead store holds must not keep it.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -20,10 +24,14 @@ from typing import Any, NoReturn
 import click
 
 from cloudmount import __version__
-from cloudmount.errors import CloudMountError
+from cloudmount.cli.output import plain
+from cloudmount.errors import CloudMountError, UsageError
 
 COMMANDS = ("init", "backup", "snapshots", "show", "ls", "restore", "check", "mount", "umount", "status")
 INTERRUPTED = 130
+GRACE_SECONDS = 5.0
+"""How long a command may take to end after Ctrl-C."""
+GO_ON = ("backup", "restore")
 
 
 class _Commands(click.Group):
@@ -38,7 +46,7 @@ class _Commands(click.Group):
         return found
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cloudmount")
 def program() -> None:
     """Backups of virtual machine disks that appear as a drive, and boot from it.
@@ -48,52 +56,82 @@ def program() -> None:
     """
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code."""
+class _Interrupts:
+    """SIGINT and SIGTERM: the first unwinds the command, and gets `GRACE_SECONDS` for it; a second
+    ends the process at once."""
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self._asked = False
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and shells' background jobs
+                signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            os._exit(INTERRUPTED)
+        self._asked = True
+        # Not threading.Thread: the interrupted code may hold one of its locks.
+        _thread.start_new_thread(self._end, ())
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupted)
-    verbose = "--verbose" in (arguments if arguments is not None else sys.argv)
+    @staticmethod
+    def _end() -> None:
+        time.sleep(GRACE_SECONDS)
+        _tell("interrupted")  # whatever was to be unwound waits for a store that is silent
+        os._exit(INTERRUPTED)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; its exit code."""
+    verbose = "--verbose" in arguments
     try:
-        result = program.main(arguments, prog_name="cloudmount", standalone_mode=False)
+        result = program.main(list(arguments), prog_name="cloudmount", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as end:
         return end.exit_code
-    except click.UsageError as error:
-        _tell(error.format_message(), error.ctx)
-        return 2
     except click.ClickException as error:
-        _tell(error.format_message())
-        return 2
+        _tell(_own_words(error.format_message()), getattr(error, "ctx", None))
+        return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _tell("interrupted; what was stored stays, run the same command again to go on")
+        goes_on = any(a in GO_ON for a in arguments)
+        _tell("interrupted" + ("; what is done stays: run the same command again, it goes on" * goes_on))
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left
         return 0
-    except CloudMountError as error:
-        if verbose:
-            traceback.print_exc()
-        _tell(str(error))
-        return error.exit_code
-    except MemoryError:
-        _tell("out of memory")
-        return 1
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        _tell(f"unforeseen: {type(error).__name__}: {error} (--verbose shows where; please report it)")
-        return 1
+        if isinstance(error, CloudMountError):
+            _tell(str(error))
+            return error.exit_code
+        where = "" if verbose else " (--verbose shows where; please report it)"
+        _tell(f"unforeseen: {type(error).__name__}: {error}{where}")
+        return CloudMountError.exit_code
+
+
+def _own_words(message: str) -> str:
+    """A sentence of click's as our errors are: no capital, no full stop."""
+    message = " ".join(message.split()).removesuffix(".")
+    return message[:1].lower() + message[1:]
 
 
 def _tell(message: str, context: click.Context | None = None) -> None:
     hint = f" (see '{context.command_path} --help')" if context is not None else ""
-    line = " ".join(message.split())
-    with contextlib.suppress(BrokenPipeError, ValueError):
-        print(f"cloudmount: error: {line}{hint}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        print(f"cloudmount: error: {plain(message)}{hint}", file=sys.stderr, flush=True)
+
+
+def _hush() -> None:
+    """What Python itself would print of failures in threads and of doubtful code is not for users."""
+    if "--verbose" not in sys.argv:
+        threading.excepthook = lambda failed: None
+        sys.unraisablehook = lambda failed: None
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
 
 
 def main() -> NoReturn:
@@ -101,9 +139,13 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="surrogateescape" if sys.platform != "win32" else "replace")
-    code = run()
+            # A name that is not text in this encoding must not end a backup.
+            utf8 = getattr(stream, "encoding", "").lower().replace("-", "") == "utf8"
+            reconfigure(errors="surrogateescape" if utf8 and sys.platform != "win32" else "backslashreplace")
+    _Interrupts().install()
+    _hush()
+    code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)

@@ -10,7 +10,7 @@ import click
 from cloudmount.cli.options import Common, parse_bytes, repository_options
 
 
-@click.command()
+@click.command(short_help="Show the repository as a drive.")
 @repository_options(moves_data=True)
 @click.option("--cache-dir", metavar="FOLDER", help="Where fetched pieces are kept, encrypted.")
 @click.option(

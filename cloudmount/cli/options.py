@@ -1,22 +1,23 @@
-"""Options that several commands share, and where a passphrase comes from.
+"""Options that several commands share.
 
 Decided here and only here: their names, forms and texts (`docs/cli.md`).
 """
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cloudmount.cli.output import Output
-from cloudmount.errors import UnreadableInputError, UsageError
+from cloudmount.cli.passphrase import TRIES, ask, from_elsewhere
+from cloudmount.errors import UsageError, WrongPassphraseError
+
+if TYPE_CHECKING:
+    from cloudmount.repo.repository import Repository
 
 F = TypeVar("F", bound=Callable[..., Any])
 Bandwidth = tuple[float | None, float | None]
@@ -67,43 +68,30 @@ class Common:
     bandwidth: Bandwidth = (None, None)
 
     def passphrase(self) -> str:
-        """From the file, the environment, or the terminal."""
-        return read_passphrase(self.passphrase_file)
+        """From the file, the environment, or the terminal; it may be wrong."""
+        return from_elsewhere(self.passphrase_file) or ask()
 
-    @property
-    def folder(self) -> str | None:
-        """The repository's folder, when it is one."""
-        if "://" not in self.address:
-            return self.address
-        return self.address.removeprefix("file://") if self.address.startswith("file://") else None
+    def open_repository(self, *, cached: bool = True) -> Repository:
+        """The repository, opened. Who types at a terminal is asked again when it was wrong."""
+        from cloudmount.app.opening import check_there, open_repository
 
-
-def read_passphrase(file: str | None, *, confirm: bool = False) -> str:
-    """A passphrase: from `file`, CLOUDMOUNT_PASSPHRASE, else the terminal (asked twice to `confirm`)."""
-    if file is not None:
-        try:
-            text = Path(file).read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise UnreadableInputError(
-                f"the passphrase file {file} can't be read: {error.strerror}"
-            ) from None
-        text = text.removesuffix("\n").removesuffix("\r")
-    elif (given := os.environ.get("CLOUDMOUNT_PASSPHRASE")) is not None:
-        text = given
-    elif sys.stdin is not None and sys.stdin.isatty():
-        text = click.prompt(
-            "Passphrase",
-            hide_input=True,
-            err=True,
-            confirmation_prompt="The same again" if confirm else False,
-        )
-    else:
-        raise UsageError(
-            "no passphrase: give --passphrase-file, set CLOUDMOUNT_PASSPHRASE, or run this in a terminal"
-        )
-    if not text:
-        raise UsageError("the passphrase is empty")
-    return text
+        given = from_elsewhere(self.passphrase_file)
+        if given is None:
+            check_there(self.address)  # before somebody types 24 words for nothing
+        for left in reversed(range(TRIES)):
+            try:
+                return open_repository(
+                    self.address,
+                    given or ask(),
+                    bandwidth=self.bandwidth,
+                    tell=self.out.warn,
+                    cached=cached,
+                )
+            except WrongPassphraseError as error:
+                if given is not None or not left:
+                    raise
+                self.out.warn(f"{error}; try again")
+        raise AssertionError
 
 
 def output_options(function: F) -> F:

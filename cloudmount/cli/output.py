@@ -1,24 +1,26 @@
 """What people and scripts see.
 
-Decided here and only here: results go to stdout, words and progress to stderr; with
-`--json` stdout has exactly one document; bars and colour only on a terminal. Progress is drawn by
-a thread of its own from plain counters.
+Decided here and only here: results go to stdout, words to stderr; with `--json` stdout has exactly
+one document; what a name could do to a terminal (escape sequences, line breaks) is shown, not done.
+Words are never worth a failure: a stderr that can't be written to is given up.
+
+Threading: `warn` and `say` from any thread, the rest from the command's own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json as json_module
-import os
+import re
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-PLAIN_SECONDS = 30.0
-"""How often progress is told where there is no terminal."""
+from cloudmount.errors import CloudMountError
+
+# Control characters, and those that reorder what follows (a name "x[U+202E]gpj.exe" looks like "xexe.jpg").
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def size_text(size: float) -> str:
@@ -41,6 +43,11 @@ def seconds_text(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
+def plain(text: str) -> str:
+    """`text` on one line, with what a terminal would obey made visible: `\\x1b`, `\\n`."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Where a long command is: bytes done of a total (0: not known yet), and what it does now."""
@@ -50,29 +57,42 @@ class Moment:
     doing: str
 
 
-@dataclass(frozen=True, slots=True)
 class Output:
     """The streams of one command."""
 
-    json: bool
-    quiet: bool
-    verbose: bool
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self._above: Callable[[str], None] | None = None
+        """Prints a line above a bar that is being drawn."""
 
     def result(self, value: Any, text: str) -> None:
-        """The result: the JSON document, or `text`."""
+        """The result: the JSON document, or `text` (of several lines, names in it made `plain`)."""
         if self.json:
-            print(json_module.dumps(value, ensure_ascii=True, indent=None if self.quiet else 2), flush=True)
-        elif text:
-            print(text, flush=True)
+            text = json_module.dumps(value, ensure_ascii=True, indent=None if self.quiet else 2)
+        if not text:
+            return
+        try:
+            print(text if self.json else "\n".join(map(plain, text.split("\n"))), flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CloudMountError(f"standard output can't be written to: {error.strerror}") from None
 
     def say(self, text: str) -> None:
         """A remark."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            self._words(plain(text))
 
     def warn(self, text: str) -> None:
         """Something people should know; also when quiet."""
-        print(f"cloudmount: {text}", file=sys.stderr, flush=True)
+        self._words(f"cloudmount: {plain(text)}")
+
+    def _words(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if self._above is not None:
+                self._above(line)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def progress(self, moment: Callable[[], Moment]) -> Iterator[None]:
@@ -80,58 +100,22 @@ class Output:
         if self.quiet:
             yield
             return
-        shown = _bar if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else _lines
-        done = threading.Event()
-        thread = threading.Thread(target=shown, args=(moment, done), name="progress", daemon=True)
-        thread.start()
+        from cloudmount.cli.progress import Display
+
+        def above(write: Callable[[str], None] | None) -> None:
+            self._above = write
+
+        display = Display(moment, above)
+        display.start()
         try:
             yield
         finally:
-            done.set()
-            thread.join(1)
-
-
-def _lines(moment: Callable[[], Moment], done: threading.Event) -> None:
-    began = time.monotonic()
-    while not done.wait(PLAIN_SECONDS):
-        m = moment()
-        rate = m.done / (time.monotonic() - began)
-        left = f", {seconds_text((m.total - m.done) / rate)} left" if rate and m.total > m.done else ""
-        print(
-            f"{size_text(m.done)} of {size_text(m.total)}, {size_text(rate)}/s{left}: {m.doing}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _bar(moment: Callable[[], Moment], done: threading.Event) -> None:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
-        task = bar.add_task("", total=None)
-        while not done.wait(0.2):
-            m = moment()
-            doing = m.doing if len(m.doing) <= 40 else f"...{m.doing[-37:]}"
-            bar.update(task, completed=m.done, total=m.total or None, description=doing)
+            display.stop()
 
 
 def table(rows: list[list[str]], right: frozenset[int] = frozenset()) -> str:
     """Rows as aligned columns; those in `right` to the right."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -140,3 +124,8 @@ def table(rows: list[list[str]], right: frozenset[int] = frozenset()) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def count_text(count: int, thing: str) -> str:
+    """`1 disk`, `2 disks`."""
+    return f"{count} {thing}{'s' * (count != 1)}"

@@ -10,7 +10,7 @@ from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Moment, seconds_text, size_text
 
 
-@click.command()
+@click.command(short_help="Restore a snapshot, or a part of it, into a folder.")
 @repository_options(moves_data=True)
 @click.option(
     "--format",
@@ -26,14 +26,11 @@ def command(common: Common, format_: str | None, what: str, target: str) -> None
     TARGET is made, or empty, or holds an unfinished restore of the same, which goes on. A single
     file or disk may be given a new name. Every byte is verified.
     """
-    from cloudmount.app.opening import open_repository
     from cloudmount.app.restore import RestoreProgress, restore
     from cloudmount.app.select import select
 
     out = common.out
-    repository = open_repository(
-        common.address, common.passphrase(), bandwidth=common.bandwidth, tell=out.warn
-    )
+    repository = common.open_repository()
     progress = RestoreProgress()
     slash = "/" if target.endswith("/") else ""
     selected = select(repository, what)

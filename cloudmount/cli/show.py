@@ -13,11 +13,10 @@ from cloudmount.cli.output import seconds_text, size_text
 @click.argument("snapshot", metavar="SNAPSHOT")
 def command(common: Common, snapshot: str) -> None:
     """Show everything about one snapshot."""
-    from cloudmount.app.opening import open_repository
     from cloudmount.app.select import select
     from cloudmount.app.snapshots import show_json
 
-    repository = open_repository(common.address, common.passphrase(), tell=common.out.warn)
+    repository = common.open_repository()
     s = show_json(select(repository, snapshot))
     lines = [
         f"{s['machine']}/{s['name']}",

@@ -13,11 +13,10 @@ from cloudmount.cli.output import size_text, table
 @click.argument("machine", required=False, metavar="[M]")
 def command(common: Common, machine: str | None) -> None:
     """List the snapshots of machine M, or of all, newest last."""
-    from cloudmount.app.opening import open_repository
     from cloudmount.app.select import machine_name
     from cloudmount.app.snapshots import snapshots
 
-    repository = open_repository(common.address, common.passphrase(), tell=common.out.warn)
+    repository = common.open_repository()
     found = snapshots(repository, machine_name(machine) if machine is not None else None)
     rows = [["SNAPSHOT", "ID", "DISKS", "FILES", "STATE"]]
     for s in found:

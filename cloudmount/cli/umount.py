@@ -8,7 +8,7 @@ from cloudmount.cli.options import output_options
 from cloudmount.cli.output import Output
 
 
-@click.command()
+@click.command(short_help="Take a drive down, also when its store is gone.")
 @output_options
 @click.argument("folder", metavar="DIR")
 def command(out: Output, folder: str) -> None:
