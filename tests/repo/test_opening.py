@@ -56,7 +56,7 @@ def test_a_disk(tmp_path: Path, snapshots: int) -> None:
     content[: 4 << 20] = rng.randbytes(4 << 20)
     image.write_bytes(content)
     last = None
-    for n in range(snapshots):
+    for _ in range(snapshots):
         at = rng.randrange(len(content) - 1000)
         content[at : at + 1000] = rng.randbytes(1000)
         with image.open("r+b") as f:
