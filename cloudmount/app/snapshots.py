@@ -6,6 +6,7 @@ machine's history (forks, gaps, snapshots that do not open).
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import os
 from collections.abc import Mapping
@@ -73,34 +74,44 @@ def snapshots(
         if machine is not None
         else list(repository.store.list_folders(SNAPSHOTS))
     )
-    found: list[tuple[Snapshot, str]] = []
+    lines: list[list[tuple[Snapshot, str]]] = []
+    unusable = 0
+
+    def load(info: BlobInfo) -> Snapshot | None:
+        try:
+            return repository.load(info)
+        except (DamagedError, BlobMissingError) as error:
+            repository.warn(f"a snapshot is unusable: {error}")
+            return None
+
     with ThreadPoolExecutor(8) as pool:
         for tag in tags:
             infos = repository.listed(tag)
             named = folders(list(infos))
-
-            def load(key_info: BlobInfo) -> Snapshot | None:
-                try:
-                    return repository.load(key_info)
-                except (DamagedError, BlobMissingError) as error:
-                    repository.warn(f"a snapshot is unusable: {error}")
-                    return None
-
             opened = list(pool.map(load, (infos[key] for key in named.values())))
-            mine = [(s, folder) for s, folder in zip(opened, named, strict=True) if s is not None]
-            _history(repository, [s for s, _ in mine])
-            if mine:
-                sightings.saw(mine[-1][0])
-            found += mine
-    if machine is not None and not found:
+            line = [(s, folder) for s, folder in zip(opened, named, strict=True) if s is not None]
+            unusable += len(named) - len(line)
+            _history(repository, [s for s, _ in line])
+            if line:
+                sightings.saw(line[-1][0])
+                lines.append(line)
+    if machine is not None and not lines:
+        if unusable:
+            raise DamagedError(f"none of the {unusable} snapshots of {machine!r} opens")
         names = [m.name for m in repository.machines()]
         raise NotFoundError(f"there is no machine called {machine!r}; there is {', '.join(names) or 'none'}")
-    found.sort(key=lambda pair: (pair[0].summary["time"], pair[0].key))
-    return [snapshot_json(s, folder) for s, folder in found]
+    # By time over machines, but each machine's own in their order, whatever its clock did.
+    merged = heapq.merge(*lines, key=lambda pair: pair[0].key.time)
+    return [snapshot_json(s, folder) for s, folder in merged]
 
 
 def _history(repository: Repository, line: list[Snapshot]) -> None:
     """Tell forks and gaps in a machine's snapshots, oldest first."""
+    if line and line[0].key.sequence > 1:
+        repository.warn(
+            f"{line[0].machine}: the snapshots before number {line[0].key.sequence} "
+            f"({line[0].key.folder}) are missing from the store"
+        )
     for before, after in itertools.pairwise(line):
         if after.key.sequence == before.key.sequence:
             repository.warn(

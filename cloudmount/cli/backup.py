@@ -76,10 +76,10 @@ def command(
         "seconds": round(result.seconds, 3),
         "incomplete": result.incomplete,
     }
-    disks, files = len(result.summary["disks"]), result.summary["files"]["count"]
-    what = f"{count_text(disks, 'disk')}, {count_text(files, 'file')}"
+    counts = {"disk": len(result.summary["disks"]), "file": result.summary["files"]["count"]}
+    what = [count_text(count, thing) for thing, count in counts.items() if count] or ["folders only"]
     text = (
-        f"{result.machine}/{folder}: {what}, {size_text(progress.source_bytes)}; "
+        f"{result.machine}/{folder}: {', '.join(what)}, {size_text(progress.source_bytes)}\n"
         f"{size_text(progress.read_bytes)} read, {size_text(progress.new_bytes)} new, "
         f"{size_text(progress.stored_bytes)} stored in {seconds_text(result.seconds)}"
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
-
 import click
 
 from cloudmount.cli.options import Common, repository_options
-from cloudmount.cli.output import table
+from cloudmount.cli.output import table, time_text
 
 
 @click.command()
@@ -19,20 +17,17 @@ def command(common: Common, what: str) -> None:
     from cloudmount.app.select import select
 
     repository = common.open_repository()
-    found = ls(repository, select(repository, what))
     value = []
     rows = []
-    for entry in found:
-        time = dt.datetime.fromtimestamp(entry.mtime_ns // 10**9, dt.UTC)
-        value.append(
-            {
-                "name": entry.name,
-                "type": entry.type,
-                "size": entry.size,
-                "mtime": f"{time:%Y-%m-%dT%H:%M:%SZ}",
-            }
-        )
+    for entry in ls(repository, select(repository, what)):
+        time = time_text(entry.mtime_ns)
+        line = {"name": entry.name, "type": entry.type, "size": entry.size, "mtime": time}
+        if entry.original is not None:
+            line["original"] = entry.original
+        if entry.target is not None:
+            line["target"] = entry.target
+        value.append(line)
         size = str(entry.size) if entry.type == "file" else "-"
         shown = entry.name + ("/" if entry.type == "dir" else "")
-        rows.append([entry.type, size, f"{time:%Y-%m-%d %H:%M}", f"{shown}  {entry.note}".rstrip()])
+        rows.append([entry.type, size, time, f"{shown}  {entry.note}"])
     common.out.result(value, table(rows, frozenset({1})) if rows else "")

@@ -10,6 +10,7 @@ Threading: `warn` and `say` from any thread, the rest from the command's own.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json as json_module
 import re
 import sys
@@ -41,6 +42,15 @@ def seconds_text(seconds: float) -> str:
         return f"{minutes} min {rest:02} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def time_text(nanoseconds: int) -> str:
+    """A time, given in nanoseconds since 1970 UTC, as in JSON: `2026-11-22T03:00:00Z`."""
+    try:
+        time = dt.datetime.fromtimestamp(nanoseconds // 10**9, dt.UTC)
+    except (OverflowError, ValueError, OSError):  # beyond the years 1 to 9999
+        time = dt.datetime.max if nanoseconds > 0 else dt.datetime.min
+    return f"{time.year:04}-{time:%m-%dT%H:%M:%SZ}"
 
 
 def plain(text: str) -> str:

@@ -50,12 +50,11 @@ def progress_text(moment: Moment, rate: float, left: float | None) -> str:
     """`1.2 GiB of 4.0 GiB  103.0 MiB/s  0 min 28 s left`."""
     if not moment.total and not moment.done:
         return "looking at what there is"
-    known = moment.total > moment.done
-    parts = [size_text(moment.done) + (f" of {size_text(moment.total)}" if known else "")]
+    if 0 < moment.total <= moment.done:
+        return f"{size_text(moment.done)}  finishing"
+    parts = [size_text(moment.done) + (f" of {size_text(moment.total)}" if moment.total else "")]
     parts.append(f"{size_text(rate)}/s")
-    if moment.total and not known:
-        parts.append("finishing")
-    elif left is not None and left < 100 * 24 * 3600:
+    if left is not None and left < 100 * 24 * 3600:
         parts.append(f"{seconds_text(left)} left")
     return "  ".join(parts)
 

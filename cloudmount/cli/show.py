@@ -15,9 +15,13 @@ def command(common: Common, snapshot: str) -> None:
     """Show everything about one snapshot."""
     from cloudmount.app.select import select
     from cloudmount.app.snapshots import show_json
+    from cloudmount.errors import UsageError
 
     repository = common.open_repository()
-    s = show_json(select(repository, snapshot))
+    selected = select(repository, snapshot)
+    if selected.path:
+        raise UsageError(f"show takes a whole snapshot, not a path in it: see 'cloudmount ls {snapshot}'")
+    s = show_json(selected)
     lines = [
         f"{s['machine']}/{s['name']}",
         f"  id          {s['id']}",
