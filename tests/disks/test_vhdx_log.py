@@ -53,9 +53,16 @@ class Dirty:
         for at in places:
             patch(self.path, at, GARBAGE)
 
-    def flush(self, *, also: list[tuple[int, bytes | int]] | None = None, **options: int) -> None:
+    def flush(
+        self,
+        *,
+        also: list[tuple[int, bytes | int]] | None = None,
+        flushed: int = 0,
+        last: int = 0,
+        torn: int = 0,
+    ) -> None:
         """One entry with everything right in it."""
-        self.log.entry([*self.right.items(), *(also or [])], **options)
+        self.log.entry([*self.right.items(), *(also or [])], flushed=flushed, last=last, torn=torn)
 
     def check(self, *, qemu: bool = True) -> None:
         """The reader gives what was written and leaves the file as it was; QEMU agrees, if asked."""
