@@ -28,8 +28,8 @@ from cloudmount.repo.repository import Repository
 
 BATCH = 8 << 20
 """Plain bytes of the frames that one worker brings at a time: about one request in a fresh repository."""
-LONGEST = 8 << 20
-"""Sealed bytes of one request."""
+LONGEST = 9 << 20
+"""Sealed bytes of one request: a batch that no compression shortens, and its seals."""
 MEMORY = 96 << 20
 """Most bytes in memory, about: a batch takes its plain bytes, and as many sealed ones while it is opened."""
 WORKERS = max(4, (os.cpu_count() or 2) + 2)

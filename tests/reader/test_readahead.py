@@ -1,0 +1,124 @@
+"""Windows grow on sequential reads, shrink on random ones, and give way when memory is short."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudmount.reader.readahead import NOTHING, STREAMS, Ahead, Readahead
+
+MANY = 1 << 20
+
+
+def test_the_first_read_brings_only_near_neighbours() -> None:
+    assert Readahead(MANY, near=2, longest=128).read(500, 501) == Ahead(2, 0, 0)
+    assert Readahead(501, near=2, longest=128).read(500, 501) == Ahead(0, 0, 0)
+
+
+def test_sequential_reads_double_the_window_up_to_the_longest() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    readahead.read(0, 1)
+    told = [readahead.read(n, n + 1) for n in range(1, 1000)]
+    asked = [a for a in told if a != NOTHING]
+    # Without a gap, nothing twice, in growing pieces.
+    assert asked[0].first == 3
+    for a, b in itertools.pairwise(asked):
+        assert a.stop == b.first
+    lengths = [a.stop - a.first for a in asked]
+    assert max(lengths) <= 64
+    assert max(a.stop - n for n, a in enumerate(told, 2) if a != NOTHING) == 64
+    assert len(asked) < 50  # half a window at a time
+
+
+def test_a_reader_never_catches_up_with_half_its_window() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    fetched = 1 + readahead.read(0, 1).near
+    for n in range(1, 500):
+        ahead = readahead.read(n, n + 1)
+        fetched = max(fetched, ahead.stop)
+        if n > 50:
+            assert fetched - n >= 32
+
+
+def test_random_reads_stop_bringing_neighbours_and_sequential_ones_bring_them_back() -> None:
+    rng = random.Random(1)
+    readahead = Readahead(MANY, near=4, longest=128)
+    told = [readahead.read(n, n + 1) for n in (rng.randrange(MANY - 10) for _ in range(50))]
+    assert told[0].near == 4
+    assert all(a == NOTHING for a in told[10:])
+    for start in (1000, 5000, 9000):
+        for n in range(start, start + 3):
+            readahead.read(n, n + 1)
+    assert readahead.near == 4
+
+
+def test_reading_one_frame_in_small_pieces_is_not_progress() -> None:
+    readahead = Readahead(MANY, near=2, longest=128)
+    readahead.read(10, 11)
+    assert [readahead.read(10, 11) for _ in range(20)] == [NOTHING] * 20
+
+
+def test_several_readers_each_have_their_window() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    starts = [n * 10000 for n in range(STREAMS)]
+    for step in range(100):
+        told = [readahead.read(start + step, start + step + 1) for start in starts]
+    assert readahead.near == 2
+    last = [readahead.read(s + 100 + i, s + 101 + i) for s in starts for i in range(40)]
+    assert max(a.stop - a.first for a in last) >= 32
+    assert told is not None
+
+
+def test_requests_that_overtake_each_other_stay_one_reader() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    order = [n ^ 1 for n in range(200)]
+    told = [readahead.read(n, n + 1) for n in order]
+    assert sum(a.near for a in told) <= 2
+    assert max(a.stop - a.first for a in told) >= 16
+
+
+def test_waste_halves_the_window() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    for n in range(200):
+        readahead.read(n, n + 1)
+    for _ in range(6):
+        readahead.wasted()
+    told = [readahead.read(n, n + 1) for n in range(300, 302)]
+    assert max(a.stop - a.first for a in told) <= 4
+
+
+def test_what_was_refused_is_told_again() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    readahead.read(0, 1)
+    ahead = readahead.read(1, 2)
+    assert ahead.stop > ahead.first
+    readahead.refused(ahead)
+    again = readahead.read(2, 3)
+    assert again.first == ahead.first
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(0, 8),
+    st.integers(0, 64),
+    st.lists(st.tuples(st.integers(0, 199), st.integers(1, 40), st.sampled_from(("", "waste", "refuse")))),
+)
+def test_nothing_outside_the_stream_and_never_more_than_the_longest(
+    frames: int, near: int, longest: int, reads: list[tuple[int, int, str]]
+) -> None:
+    readahead = Readahead(frames, near=near, longest=longest)
+    for first, count, then in reads:
+        first %= frames
+        stop = min(frames, first + count)
+        ahead = readahead.read(first, stop)
+        assert 0 <= ahead.near <= min(near, frames - stop)
+        if ahead.first < ahead.stop:
+            assert stop <= ahead.first
+            assert ahead.stop <= min(frames, stop + max(1, longest))
+        if then == "waste":
+            readahead.wasted()
+        elif then == "refuse":
+            readahead.refused(ahead)
