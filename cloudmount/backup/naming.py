@@ -59,12 +59,11 @@ def drive_names(items: Iterable[tuple[str, bool]], reserved: Iterable[str] = ())
 
 def last_components(paths: Sequence[str]) -> list[str]:
     """What each path given is kept under: its last component, a second equal one with `-2`."""
-    seen: dict[str, int] = {}
-    names = []
+    names: list[str] = []
     for path in paths:
         name = os.path.basename(os.path.abspath(path).rstrip(os.sep)) or "root"
-        n = seen[name] = seen.get(name, 0) + 1
-        while n > 1 and numbered(name, n) in names:
+        n = 1
+        while numbered(name, n) in names:
             n += 1
         names.append(numbered(name, n))
     return names
