@@ -10,21 +10,30 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-from cloudmount.errors import DamagedError
+import cachetools
+
+from cloudmount.blobs.store import BlobInfo
+from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
 from cloudmount.nodes import Attr, Dir, Kind, Node
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.names import SnapshotKey, folders
 from cloudmount.repo.repository import Machine, Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
-from cloudmount.tree.snapshotdir import SnapshotDir
+from cloudmount.tree.refreshed import Refreshed
+from cloudmount.tree.snapshotdir import OpenedSnapshot, SnapshotDir
 
 LATEST = "latest"
 FRESH_SECONDS = 3.0
 """How long a machine's list of snapshots is believed before the store is asked again."""
 MACHINES_SECONDS = 15.0
+DAMAGED_SECONDS = 60.0
+"""How long a snapshot that didn't open is not tried again for `latest`."""
+KEPT_SNAPSHOTS = 8
+"""Opened snapshots kept; each may hold 24 MiB of listings."""
 
 
 def inode(*parts: str) -> int:
@@ -42,8 +51,9 @@ class Drive:
         self._reader = reader
         self.maps = MapCache(repository)
         self._machines: dict[str, MachineDir] = {}
-        self._listed: list[str] = []
-        self._listed_at = float("-inf")
+        self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
+        self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
+        self._since = int(time.time())
         self._lock = threading.Lock()
 
     @property
@@ -53,7 +63,18 @@ class Drive:
         return self._reader
 
     def attr(self) -> Attr:
-        return Attr(Kind.DIR, 0, 0, 0o555, inode(self.repository.config.repo_id), nlink=2)
+        with self._lock:
+            newest = max((m.newest for m in self._machines.values()), default=0)
+        when = (newest or self._since) * 10**9
+        return Attr(Kind.DIR, 0, when, 0o555, inode(self.repository.config.repo_id), nlink=2)
+
+    def opened(self, snapshot: Snapshot) -> OpenedSnapshot:
+        """What the folders of a snapshot share; one object as long as it is in use."""
+        with self._lock:
+            found = self._opened.get(snapshot.name)
+            if found is None:
+                found = self._opened[snapshot.name] = OpenedSnapshot(self, snapshot)
+            return found
 
     def space(self) -> tuple[int, int]:
         """What `df` shows, from memory: bytes of the newest snapshots opened so far, and their number."""
@@ -64,20 +85,27 @@ class Drive:
 
     def _dir(self, machine: Machine) -> MachineDir:
         with self._lock:
-            if machine.name not in self._machines:
-                self._machines[machine.name] = MachineDir(self, machine)
-            return self._machines[machine.name]
+            return self._machines.get(machine.name) or MachineDir(self, machine)
+
+    def _keep(self, found: MachineDir) -> MachineDir:
+        """The folder of a machine that there is; one object for all."""
+        with self._lock:
+            return self._machines.setdefault(found.machine.name, found)
 
     def lookup(self, name: str) -> Node | None:
         found = self._dir(self.repository.machine(name))
-        return found if found.keys() else None
+        return self._keep(found) if found.keys() else None
 
     def list(self) -> Iterator[tuple[str, Node]]:
-        if time.monotonic() - self._listed_at > MACHINES_SECONDS:
-            self._listed = [m.name for m in self.repository.machines()]
-            self._listed_at = time.monotonic()
-        for name in self._listed:
-            yield name, self._dir(self.repository.machine(name))
+        for machine in self._listed.get():
+            yield machine.name, self._keep(self._dir(machine))
+
+
+class _Listed(NamedTuple):
+    """A machine's snapshots, oldest first."""
+
+    keys: Mapping[str, SnapshotKey]
+    infos: Mapping[SnapshotKey, BlobInfo]
 
 
 class MachineDir:
@@ -85,40 +113,50 @@ class MachineDir:
 
     def __init__(self, drive: Drive, machine: Machine) -> None:
         self.drive, self.machine = drive, machine
-        self._keys: dict[str, SnapshotKey] = {}
-        self._asked_at = float("-inf")
-        self._lock = threading.Lock()
+        self._listed = Refreshed(self._ask, FRESH_SECONDS, drive.repository.warn)
+        self._damaged: dict[SnapshotKey, float] = {}
         self.known_size: int | None = None
         """Bytes of its newest snapshot's sources, once it was opened."""
 
-    def keys(self) -> dict[str, SnapshotKey]:
+    def _ask(self) -> _Listed:
+        infos = self.drive.repository.listed(self.machine.tag)
+        return _Listed(folders(list(infos)), infos)
+
+    def keys(self) -> Mapping[str, SnapshotKey]:
         """The snapshots by their folder's name, oldest first."""
-        with self._lock:
-            if time.monotonic() - self._asked_at > FRESH_SECONDS:
-                self._infos = self.drive.repository.listed(self.machine.tag)
-                self._keys = folders(list(self._infos))
-                self._asked_at = time.monotonic()
-            return self._keys
+        return self._listed.get().keys
+
+    @property
+    def newest(self) -> int:
+        """Time of the newest snapshot known, in seconds since 1970; asks nothing."""
+        known = self._listed.known
+        return max((k.time for k in known.keys.values()), default=0) if known is not None else 0
 
     def load(self, key: SnapshotKey) -> Snapshot:
         """Open one of its snapshots."""
-        return self.drive.repository.load(self._infos[key])
+        known = self._listed.known
+        if known is None or key not in known.infos:
+            raise NotFoundError(f"snapshot {key.id} of {self.machine.name} is no longer in the store")
+        return self.drive.repository.load(known.infos[key])
 
     def latest(self) -> tuple[str, Snapshot] | None:
         """The folder and snapshot of the newest that opens."""
-        for folder, key in reversed(self.keys().items()):
+        for folder, key in reversed(list(self.keys().items())):
+            if time.monotonic() - self._damaged.get(key, float("-inf")) < DAMAGED_SECONDS:
+                continue
             try:
                 snapshot = self.load(key)
-                self.known_size = int(snapshot.summary["source_bytes"])
-                return folder, snapshot
-            except DamagedError as error:
+            except (DamagedError, BlobMissingError, NotFoundError) as error:
+                self._damaged[key] = time.monotonic()
                 self.drive.repository.warn(f"{error}; the next newest snapshot is taken as {LATEST}")
+                continue
+            self.known_size = int(snapshot.summary["source_bytes"])
+            return folder, snapshot
         return None
 
     def attr(self) -> Attr:
-        newest = max((k.time for k in self._keys.values()), default=0)
         at = inode(self.drive.repository.config.repo_id, self.machine.tag)
-        return Attr(Kind.DIR, 0, newest * 10**9, 0o555, at, nlink=2)
+        return Attr(Kind.DIR, 0, self.newest * 10**9, 0o555, at, nlink=2)
 
     def lookup(self, name: str) -> Node | None:
         if name == LATEST:

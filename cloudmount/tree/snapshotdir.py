@@ -135,7 +135,7 @@ class SnapshotDir:
     def opened(self) -> OpenedSnapshot:
         """The snapshot; opened when first needed."""
         if self._made is None:
-            self._made = OpenedSnapshot(self._drive, self._load())
+            self._made = self._drive.opened(self._load())
         return self._made
 
     @property
