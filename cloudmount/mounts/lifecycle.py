@@ -3,8 +3,9 @@
 Decided here and only here: what happens at start, at the end and on signals. A drive ends
 when it is unmounted from outside, on SIGINT, SIGTERM or SIGHUP; when reads hang on a
 dead link it is unmounted all the same (lazily) and the process does not wait for them:
-`serve` returns while threads are still stuck, and the caller must end the process with
-`os._exit`. `serve` belongs to the main thread.
+`serve` returns while threads are still stuck. `serve` belongs to the main thread and is the
+process's last job: whatever the caller does after it (closing a store that hangs), the process
+is gone `END_SECONDS` after the drive's end began.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from types import FrameType
 
 from cloudmount.errors import CloudMountError, NotFoundError, UsageError
 from cloudmount.mounts.driver import DriveOptions, Driver
-from cloudmount.mounts.mountpoints import detach, is_stale, mounted_at, resolved, take
+from cloudmount.mounts.looking import look
+from cloudmount.mounts.mountpoints import detach, mounted_at, take
 from cloudmount.mounts.records import MountRecord, find_record, remove_record, start_time, write_record
 from cloudmount.nodes import Dir
 
 GRACE_SECONDS = 3.0
 """How long requests under way may take to come back once the drive is unmounted."""
+END_SECONDS = 4.2
+"""From the end of a mount, or the signal, to the end of its process at the latest."""
 UP_SECONDS = 20.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
@@ -47,10 +51,13 @@ def serve(
 
     `records` is the folder of mount records, `repository` how people name what is shown.
     """
-    path = resolved(mountpoint)
-    made, notes = take(path)
+    place = look(mountpoint)
+    path = place.path
+    made, notes = take(place)
     for note in notes:
         tell(note)
+        left = find_record(records, path)
+        made = made or (left is not None and left.made)
     stop = threading.Event()
 
     def asked(number: int, frame: FrameType | None) -> None:
@@ -76,11 +83,13 @@ def serve(
         threading.Thread(target=run, name="cloudmount-drive", daemon=True).start()
         try:
             _wait_up(drive.up, ended, path)
-            record = MountRecord(os.getpid(), start_time(os.getpid()), path, repository, time.time())
+            pid = os.getpid()
+            record = MountRecord(pid, start_time(pid), path, repository, time.time(), made)
             write_record(records, record)
             ready(path)
             _until_unmounted(path, stop, ended)
         finally:
+            _end_for_certain()
             _take_down(path, ended)
             remove_record(records, path)
         if failure:
@@ -117,23 +126,32 @@ def _take_down(path: str, ended: threading.Event) -> None:
     ended.wait(GRACE_SECONDS)
 
 
+def _end_for_certain() -> None:
+    def end() -> None:
+        time.sleep(END_SECONDS)
+        os._exit(0)  # without a word: the terminal may be what hangs
+
+    threading.Thread(target=end, name="cloudmount-end", daemon=True).start()
+
+
 def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> None:
     """Take a drive of ours down, within 5 s whatever its reads do.
 
     `NotFoundError` when nothing is mounted there, `UsageError` when it is not a drive of ours.
     """
-    path = resolved(mountpoint)
+    began = time.monotonic()
+    place = look(mountpoint)
+    path = place.path
     found = mounted_at(path)
     if found is None:
         raise NotFoundError(f"nothing is mounted at {path}")
     if not found.ours:
         raise UsageError(f"{path}: what is mounted there ({found.kind}) is not a drive of CloudMount's")
     record = find_record(records, path)
-    began = time.monotonic()
-    if is_stale(path):
+    if place.lost:
         tell(f"{path}: its process was killed; the mount it left is cleared")
         why = detach(path, lazy=True)
-    elif (why := detach(path, lazy=False)) is not None:
+    elif place.errno is None or (why := detach(path, lazy=False)) is not None:
         tell(f"{path} is in use; it disappears now, and open files end with it")
         why = detach(path, lazy=True)
     if why is not None and _ours(path):
@@ -141,6 +159,9 @@ def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> N
     if record is not None and record.alive:
         _end(record, began)
     remove_record(records, path)
+    if record is not None and record.made:
+        with contextlib.suppress(OSError):  # its process did that, unless it was killed
+            os.rmdir(path)
 
 
 def _end(record: MountRecord, began: float) -> None:

@@ -11,16 +11,14 @@ import errno
 import os
 import re
 import shutil
-import stat
-import subprocess
-import threading
+import time
 from dataclasses import dataclass
 
 from cloudmount.errors import CloudMountError, NotFoundError, TargetExistsError, UsageError
 from cloudmount.mounts.driver import FILESYSTEM
+from cloudmount.mounts.looking import Place, look, run_for
 
-_STAT_SECONDS = 2.0
-_UNMOUNT_SECONDS = 3.0
+_UNMOUNT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,15 @@ class Mounted:
 
 def mounted_at(path: str) -> Mounted | None:
     """What is mounted exactly at an absolute `path`; asks nothing of the file system there."""
+    sought = os.fsencode(path)
     found = None
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        with open("/proc/self/mountinfo", "rb") as table:
             for line in table:
-                fields, _, rest = line.partition(" - ")
-                point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields.split()[4])
-                point = os.fsdecode(point.encode("utf-8", "surrogateescape"))
-                if point == path:
-                    kind, source, *_ = rest.split()
+                fields, _, rest = line.partition(b" - ")
+                point = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields.split(b" ")[4])
+                if point == sought:
+                    kind, source, *_ = os.fsdecode(rest).split(" ")
                     found = Mounted(kind, source)
     except OSError:
         return None
@@ -54,27 +52,8 @@ def mounted_at(path: str) -> Mounted | None:
 
 
 def resolved(path: str) -> str:
-    """The absolute path, links in its parents followed; its last part isn't touched: it may hang."""
-    path = os.path.abspath(path)
-    parent, name = os.path.split(path)
-    return os.path.join(os.path.realpath(parent), name) if name else path
-
-
-def is_stale(path: str) -> bool:
-    """Whether the drive at `path` has lost its process ("Transport endpoint is not connected")."""
-    answer: list[bool] = []
-
-    def look() -> None:
-        try:
-            os.stat(path)
-            answer.append(False)
-        except OSError as error:
-            answer.append(error.errno in (errno.ENOTCONN, errno.ECONNABORTED))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(_STAT_SECONDS)
-    return bool(answer and answer[0])  # no answer: alive, but slow
+    """The absolute path, links followed. `CloudMountError` when the file system it lies on hangs."""
+    return look(path).path
 
 
 def detach(path: str, *, lazy: bool) -> str | None:
@@ -84,32 +63,31 @@ def detach(path: str, *, lazy: bool) -> str | None:
     for program in ("fusermount3", "fusermount"):
         if shutil.which(program):
             commands.append([program, "-u", *(["-z"] if lazy else []), "--", path])
+            break
     if os.geteuid() == 0:
         commands.append(["umount", *(["-l"] if lazy else []), "--", path])
+    until = time.monotonic() + _UNMOUNT_SECONDS
     for command in commands:
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_UNMOUNT_SECONDS, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            why = str(error)
-            continue
-        if done.returncode == 0:
+            failure = run_for(command, max(0.1, until - time.monotonic()))
+        except OSError as error:
+            failure = str(error)
+        if failure is None:
             return None
-        why = done.stderr.strip() or why
+        why = failure
     return why
 
 
-def take(path: str) -> tuple[bool, list[str]]:
-    """Make `path` fit to be mounted at: (whether its folder was made, what people should know).
+def take(place: Place) -> tuple[bool, list[str]]:
+    """Make a place fit to be mounted at: (whether its folder was made, what people should know).
 
     A stale drive of ours is cleared; a live one, a foreign mount, a file or a folder with something in
     it is an error.
     """
+    path = place.path
     notes = []
-    found = mounted_at(path)
-    if found is not None and found.ours:
-        if not is_stale(path):
+    while (found := mounted_at(path)) is not None and found.ours:  # killed ones may lie on one another
+        if not place.lost:
             raise TargetExistsError(f"a drive is mounted at {path} already; 'cloudmount umount' ends it")
         why = detach(path, lazy=True)
         if why is not None:
@@ -117,27 +95,23 @@ def take(path: str) -> tuple[bool, list[str]]:
                 f"{path} has a drive whose process was killed, and it can't be cleared: {why}"
             )
         notes.append(f"{path}: a drive whose process was killed was cleared")
-    elif found is not None:
+        place = look(path)
+    if found is not None:
         raise TargetExistsError(f"{path}: another file system ({found.kind}) is mounted there")
-    made = False
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
+    if place.errno == errno.ENOENT and not place.above:
         try:
             os.mkdir(path)
-        except FileNotFoundError:
-            raise NotFoundError(f"{path}: its parent folder does not exist") from None
         except OSError as error:
             raise CloudMountError(f"{path}: can't be made: {error.strerror}") from None
-        made = True
-    except OSError as error:
-        raise CloudMountError(f"{path}: can't be looked at: {error.strerror}") from None
-    else:
-        if not stat.S_ISDIR(mode):
-            raise UsageError(f"{path} is not a folder; a drive is mounted at an empty folder")
-        try:
-            if os.listdir(path):
-                raise TargetExistsError(f"{path} is not empty; a drive is mounted at an empty folder")
-        except PermissionError as error:
-            raise CloudMountError(f"{path}: can't be listed: {error.strerror}") from None
-    return made, notes
+        return True, notes
+    if place.errno == errno.ENOENT:
+        raise NotFoundError(f"{path}: its parent folder does not exist")
+    if place.errno is None:
+        raise CloudMountError(f"{path} does not answer: the file system there hangs")
+    if place.errno:
+        raise CloudMountError(f"{path}: can't be looked at: {os.strerror(place.errno)}")
+    if not place.folder:
+        raise UsageError(f"{path} is not a folder; a drive is mounted at an empty folder")
+    if not place.empty:
+        raise TargetExistsError(f"{path} is not empty; a drive is mounted at an empty folder")
+    return False, notes

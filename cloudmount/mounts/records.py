@@ -23,6 +23,8 @@ class MountRecord:
     mountpoint: str
     repository: str
     since: float
+    made: bool = False
+    """Its folder was made for it, and goes with it."""
 
     @property
     def alive(self) -> bool:
