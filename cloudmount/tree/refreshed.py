@@ -47,14 +47,16 @@ class Refreshed(Generic[T]):
             if value is not None and now - self._asked_at <= self._fresh:
                 return value
             flight = self._flight
+            patience = None if value is None else max(0.0, self._asked_at + PATIENCE - now)
             if flight is None:
                 flight = self._flight = Future()
                 self._asked_at = now
+                patience = None if value is None else PATIENCE
                 threading.Thread(
                     target=self._run, args=(flight,), name="cloudmount-list", daemon=True
                 ).start()
         try:
-            return flight.result(None if value is None else PATIENCE)
+            return flight.result(patience)
         except (StoreError, FutureTimeoutError) as error:
             if value is None:
                 raise
