@@ -1,7 +1,8 @@
 """A folder being listed: the kernel's records, made as far as they are asked for.
 
 Decided here and only here: how names become `struct fuse_dirent` and where a listing goes on.
-Made here with `struct`, not by libfuse call for call: 50,000 names take 0.1 s instead of 0.35.
+Made here with `struct`, not by libfuse call for call: as quick (50,000 names 0.1 s beyond the
+tree's own time), and without its platform's `struct stat`.
 
 Threading: one listing may be read by several threads; they wait for each other.
 """
