@@ -32,11 +32,14 @@ class Disk:
     format: str = "vhdx"
 
 
-def boot(disk: Disk, folder: Path, limit: float, failed: Callable[[], str | None]) -> float:
+def boot(
+    disk: Disk, folder: Path, limit: float, failed: Callable[[], str | None], ready: Callable[[], None]
+) -> float:
     """Boot from `disk`; the seconds to ready. `folder` gets the overlay and the serial port's text.
 
-    `failed` is asked now and then whether what serves the disk has gone, and says how. BenchmarkError
-    when the guest is not ready after `limit` seconds.
+    `ready` is called when the guest is, before it has powered off. `failed` is asked now and then whether
+    what serves the disk has gone, and says how. BenchmarkError when the guest is not ready after `limit`
+    seconds.
     """
     if not CODE.exists():
         raise BenchmarkError(f"{CODE} is missing: apt-get install ovmf")
@@ -60,13 +63,17 @@ def boot(disk: Disk, folder: Path, limit: float, failed: Callable[[], str | None
     run([*create, "-F", disk.format, overlay])
     with errors.open("wb") as said:
         machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-    ready = False
+    is_ready = False
     try:
         while time.monotonic() - began < limit:
+            ended = machine.poll() is not None  # asked before what it said is read
             text = serial.read_text(errors="replace") if serial.exists() else ""
-            if ready := bool(re.search(r"^GUEST-READY .*\n", text, re.M)):
-                return time.monotonic() - began
-            if machine.poll() is not None:
+            # Not at the start of a line: the kernel writes to that port too.
+            if is_ready := bool(re.search(r"GUEST-READY [\d.]+\s", text)):
+                seconds = time.monotonic() - began
+                ready()
+                return seconds
+            if ended:
                 raise BenchmarkError(
                     f"QEMU ended before the guest was ready: {errors.read_text().strip()}; its last lines: "
                     + text[-500:]
@@ -77,5 +84,5 @@ def boot(disk: Disk, folder: Path, limit: float, failed: Callable[[], str | None
         raise BenchmarkError(f"the guest was not ready after {limit:.0f} s; its last lines: {text[-500:]}")
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            machine.wait(10 if ready else 0)  # the guest powers off by itself
+            machine.wait(10 if is_ready else 0)  # the guest powers off by itself
         stop(machine, patience=5)

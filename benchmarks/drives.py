@@ -1,0 +1,310 @@
+"""The ways to a disk in Azure that the boots are compared on, each as its user runs it.
+
+Decided here and only here: their commands and settings.
+
+    local           the plain VHDX on this machine's disk
+    cloudmount      `cloudmount mount`, and variants whose repository differs
+    rclone          `rclone mount --vfs-cache-mode full` of the plain VHDX, defaults otherwise
+    nbdkit          nbdkit's curl plugin on the plain VHDX, as a block device
+    nbdkit cache    the same with its cache filter
+    restic          `restic mount` of a repository
+
+rclone, nbdkit and the plain VHDX neither encrypt nor deduplicate: they are the quick ways, not
+equals. Every way starts with an empty cache and is stopped afterwards, by its process id. One thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from benchmarks import azurite
+from benchmarks.ageing import Ageing
+from benchmarks.commands import BenchmarkError, cloudmount, program, run, stop, version
+from benchmarks.vm import Disk
+
+PASSWORD = "benchmark"
+PLAIN = "plain"
+_UP_SECONDS = 120
+
+
+class Way(ABC):
+    """One way to the disk `image`, whose name its store or repository uses."""
+
+    name: str
+
+    def __init__(self, image: Path) -> None:
+        self.image = image
+        self.serving: subprocess.Popen[bytes] | None = None
+        self.said = b""
+
+    @abstractmethod
+    def version(self) -> str:
+        """The program's version."""
+
+    def prepare(self, work: Path, done: set[str]) -> dict[str, float]:
+        """Put the disk into the store. `done` names what earlier ways have put there. What to tell of it."""
+        return {}
+
+    @abstractmethod
+    def opened(self, folder: Path) -> contextlib.AbstractContextManager[Disk]:
+        """The disk, while the block runs; `folder` is empty and for caches and mounts."""
+
+    def failed(self) -> str | None:
+        """How what serves the disk has ended, None while it runs."""
+        code = self.serving.poll() if self.serving is not None else None
+        return None if code is None else f"{self.name}, exit code {code}"
+
+    def memory(self) -> int:
+        """The most memory in bytes that what serves the disk ever had; 0 when nothing does."""
+        if self.serving is None:
+            return 0
+        for line in Path(f"/proc/{self.serving.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+    @contextlib.contextmanager
+    def _served(
+        self, command: list[str], environ: Mapping[str, str], there: Path, drive: Path | None = None
+    ) -> Iterator[None]:
+        """Run `command` until the block ends; the block begins when `there` exists, below its `drive`."""
+        with tempfile.TemporaryFile() as said:
+            self.serving = subprocess.Popen(
+                command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
+            try:
+                limit = time.monotonic() + _UP_SECONDS
+                while not there.exists():
+                    if time.monotonic() > limit or self.serving.poll() is not None:
+                        said.seek(0)
+                        words = said.read().decode(errors="replace").strip()
+                        raise BenchmarkError(f"{' '.join(command)}\ndid not come up: {words[-2000:]}")
+                    time.sleep(0.02)
+                yield
+            finally:
+                try:
+                    self._end()
+                finally:
+                    stop(self.serving, patience=1)  # if that failed
+                    self.serving = None
+                    if drive is not None and drive.is_mount():
+                        subprocess.run([program("fusermount3", "fuse3"), "-u", "-z", str(drive)], check=False)
+
+    def _end(self) -> None:
+        """End the serving process."""
+        assert self.serving is not None
+        stop(self.serving)
+
+
+class Local(Way):
+    """The plain file."""
+
+    name = "local"
+
+    def version(self) -> str:
+        return ""
+
+    @contextlib.contextmanager
+    def opened(self, folder: Path) -> Iterator[Disk]:
+        yield Disk(str(self.image))
+
+
+class Cloudmount(Way):
+    """CloudMount with a repository as `init` makes it, or with frames of another size."""
+
+    def __init__(self, image: Path, frame_kib: int | None = None) -> None:
+        super().__init__(image)
+        self.name = "cloudmount" if frame_kib is None else f"cloudmount {frame_kib} KiB"
+        self.repository = f"azure://{self.name.lower().replace(' ', '-')}"
+        self._frame_kib = frame_kib
+        self._program = cloudmount()
+
+    def version(self) -> str:
+        return version([self._program, "--version"])
+
+    def environ(self, folder: Path) -> dict[str, str]:
+        """The environment of a user whose caches and state lie in `folder`."""
+        return {
+            **os.environ,
+            "CLOUDMOUNT_REPO": self.repository,
+            "CLOUDMOUNT_PASSPHRASE": PASSWORD,
+            "AZURE_STORAGE_CONNECTION_STRING": azurite.connection_string(),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+
+    def prepare(self, work: Path, done: set[str]) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            environ = self.environ(Path(folder))
+            self._init(environ)
+            return self._fill(environ, work)
+
+    def _init(self, environ: dict[str, str]) -> None:
+        if self._frame_kib is None:
+            run([self._program, "init", "--json", "--quiet"], env=environ)
+        else:
+            script = Path(__file__).with_name("init_repository.py")
+            command = [sys.executable, script, self.repository, "--frame-kib", str(self._frame_kib)]
+            run(command, env=environ)
+
+    def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
+        return {"backup seconds": self._backup(environ, self.image)}
+
+    def _backup(self, environ: dict[str, str], image: Path) -> float:
+        return run([self._program, "backup", "--name", "server", image], env=environ).seconds
+
+    @contextlib.contextmanager
+    def opened(self, folder: Path) -> Iterator[Disk]:
+        drive = folder / "drive"
+        drive.mkdir()
+        disk = drive / "server" / "latest" / f"{self.image.stem}.vhdx"
+        self._drive, self._environ = drive, self.environ(folder)
+        with self._served([self._program, "mount", str(drive)], self._environ, disk, drive):
+            yield Disk(str(disk))
+
+    def _end(self) -> None:
+        if self.failed() is None:
+            subprocess.run([self._program, "umount", self._drive], env=self._environ, check=False)
+        super()._end()
+
+
+class Aged(Cloudmount):
+    """CloudMount after a backup a day, a share of the disk's data changed each day (ageing.py)."""
+
+    def __init__(self, image: Path, days: int, share: float, frame_kib: int | None = None) -> None:
+        super().__init__(image, frame_kib)
+        self.name += f", {days} days"
+        self.repository += "-aged"
+        self._days, self._share = days, share
+
+    def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
+        seconds = 0.0
+        with Ageing(self.image, work, self._days, self._share) as ageing:
+            for day in ageing.run():
+                seconds = self._backup(environ, ageing.disk)
+                if day % 10 == 0:
+                    print(f"boot: {self.name}: day {day}, {seconds:.1f} s", file=sys.stderr)
+        return {"last backup seconds": seconds}
+
+
+class Rclone(Way):
+    """rclone's drive over the plain VHDX."""
+
+    name = "rclone"
+
+    def __init__(self, image: Path) -> None:
+        super().__init__(image)
+        self._program = program("rclone", "rclone")
+
+    def version(self) -> str:
+        return version([self._program, "version"])
+
+    def prepare(self, work: Path, done: set[str]) -> dict[str, float]:
+        return _upload_plain(self.image, done)
+
+    @contextlib.contextmanager
+    def opened(self, folder: Path) -> Iterator[Disk]:
+        drive = folder / "drive"
+        drive.mkdir()
+        environ = {
+            **os.environ,
+            "RCLONE_CONFIG": str(folder / "rclone.conf"),
+            "RCLONE_AZUREBLOB_ACCOUNT": azurite.ACCOUNT,
+            "RCLONE_AZUREBLOB_KEY": azurite.KEY,
+            "RCLONE_AZUREBLOB_ENDPOINT": azurite.account_url(),
+            "RCLONE_AZUREBLOB_USE_EMULATOR": "true",
+        }
+        (folder / "rclone.conf").touch()
+        command = [self._program, "mount", f":azureblob:{PLAIN}", str(drive), "--vfs-cache-mode", "full"]
+        command += ["--cache-dir", str(folder / "cache")]
+        with self._served(command, environ, drive / self.image.name, drive):
+            yield Disk(str(drive / self.image.name))
+
+
+class Nbdkit(Way):
+    """nbdkit's curl plugin over the plain VHDX, with or without its cache filter."""
+
+    def __init__(self, image: Path, cached: bool) -> None:
+        super().__init__(image)
+        self.name = "nbdkit cache" if cached else "nbdkit"
+        self._cached = cached
+        self._program = program("nbdkit", "nbdkit")
+        plugin = subprocess.run([self._program, "--dump-plugin", "curl"], capture_output=True, check=False)
+        if plugin.returncode:
+            raise BenchmarkError(
+                "nbdkit has no curl plugin here: apt-get install nbdkit (Debian 13: nbdkit-plugin-curl)"
+            )
+
+    def version(self) -> str:
+        return version([self._program, "--version"])
+
+    def prepare(self, work: Path, done: set[str]) -> dict[str, float]:
+        return _upload_plain(self.image, done)
+
+    @contextlib.contextmanager
+    def opened(self, folder: Path) -> Iterator[Disk]:
+        socket = folder / "nbd.sock"
+        filters = ["--filter=cache"] if self._cached else []
+        url = azurite.blob_url(PLAIN, self.image.name)
+        command = [self._program, "--foreground", "--readonly", "--unix", str(socket), *filters, "curl", url]
+        with self._served(command, {**os.environ, "TMPDIR": str(folder)}, socket):
+            nbd = f'{{"driver": "nbd", "server": {{"type": "unix", "path": "{socket}"}}}}'
+            yield Disk(f'json:{{"driver": "vhdx", "file": {nbd}}}')
+
+
+class Restic(Way):
+    """restic's drive over a repository."""
+
+    name = "restic"
+
+    def __init__(self, image: Path) -> None:
+        super().__init__(image)
+        self._program = program("restic", "restic")
+
+    def version(self) -> str:
+        return version([self._program, "version"])
+
+    def _environ(self, folder: Path) -> dict[str, str]:
+        return {
+            **os.environ,
+            "RESTIC_REPOSITORY": "azure:restic:/",
+            "RESTIC_PASSWORD": PASSWORD,
+            "RESTIC_CACHE_DIR": str(folder / "cache"),
+            "AZURE_ACCOUNT_NAME": azurite.ACCOUNT,
+            "AZURE_ACCOUNT_KEY": azurite.KEY,
+        }
+
+    def prepare(self, work: Path, done: set[str]) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            environ = self._environ(Path(folder))
+            run([self._program, "init"], env=environ)
+            return {"backup seconds": run([self._program, "backup", self.image], env=environ).seconds}
+
+    @contextlib.contextmanager
+    def opened(self, folder: Path) -> Iterator[Disk]:
+        drive = folder / "drive"
+        drive.mkdir()
+        disk = drive / "snapshots" / "latest" / self.image.relative_to("/")
+        with self._served([self._program, "mount", str(drive)], self._environ(folder), disk, drive):
+            yield Disk(str(disk))
+
+    def _end(self) -> None:
+        """restic unmounts on an interrupt; asked otherwise it would leave a dead mount."""
+        assert self.serving is not None
+        stop(self.serving, ask=signal.SIGINT)
+
+
+def _upload_plain(image: Path, done: set[str]) -> dict[str, float]:
+    if PLAIN not in done:
+        azurite.upload(PLAIN, image.name, image)
+        done.add(PLAIN)
+    return {}
