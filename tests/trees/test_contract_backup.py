@@ -13,7 +13,6 @@ from tests.mounts.mounting import mounted
 from tests.tree.drives import drive, raw_disk
 from tests.trees.contract import check_shown, check_tree
 
-
 pytestmark = pytest.mark.mount
 
 
