@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from tests.tree.drives import MIB, drive, raw_disk, read
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("requests")
     made = Lab(folder, geometry=Geometry())
-    raw_disk(folder / "disk.img", 64 * MIB)
+    with raw_disk(folder / "disk.img", 64 * MIB).open("r+b") as f:  # full frames, so that bytes count
+        f.write(random.Random(3).randbytes(8 * MIB))
+        f.seek(510)
+        f.write(b"\x55\xaa")
     return made
 
 
