@@ -160,7 +160,7 @@ def read_partitions(source: BlockSource, logical_sector: int | None = None) -> P
             if table is not None:
                 return table
             problems.append(problem)
-        if protective:
+        if mbr is not None and any(_is_protective(e) for e in mbr):
             return PartitionTable("gpt", sectors[0], (), problems[0])
     if mbr is None or not _plausible(mbr):
         return PartitionTable("none", sectors[0])
@@ -179,6 +179,11 @@ def _mbr_entries(source: BlockSource, at: int = 0) -> list[MbrEntry] | None:
 
 def _in_use(entries: list[MbrEntry]) -> bool:
     return any(e.type for e in entries)
+
+
+def _is_protective(entry: MbrEntry) -> bool:
+    """Whether it stands for a GPT by the book; else 0xEE may be a byte of anything."""
+    return entry.type == _GPT_PROTECTIVE and entry.start == 1 and entry.status in (0, 0x80)
 
 
 def _plausible(entries: list[MbrEntry]) -> bool:

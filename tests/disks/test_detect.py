@@ -1,372 +1,251 @@
-"""What is a disk: the rule of `cli.md`, and what an open disk tells of itself."""
+"""What is a disk: the rule of cli.md, on real file systems; identities; parents among a folder's files."""
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
-import socket
-import stat
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
-from cloudmount.disks.detect import DiskIdentity, DiskKind, detect, open_disk, parents_in
-from cloudmount.disks.raw import RawDisk
-from cloudmount.disks.signatures import file_system
+from cloudmount.disks.detect import DiskKind, detect, open_disk, parents_in
 from cloudmount.errors import UnreadableInputError
-from cloudmount.extents import Bytes
 from tests.disks.disk_model import Model, check_reads
 from tests.disks.oracles import run
-from tests.disks.partition_writer import BIOS_BOOT, ESP, LINUX, boot_record, write_gpt, write_mbr
-from tests.disks.vhd_writer import DIFFERENCING, FIXED, VhdFile
-from tests.disks.vhdx_writer import FULL, PARTIAL, VhdxFile, patch
+from tests.disks.partition_writer import BASIC_DATA, BIOS_BOOT, ESP, boot_record, write_gpt
+from tests.disks.vhd_writer import FIXED, VhdFile
+from tests.disks.vhdx_writer import FULL, VhdxFile, patch
 
 MIB = 1 << 20
-MBR = boot_record((0, 0x83, 1, 10)).ljust(16384, b"\0")
-EXT4 = bytes(1024) + (
-    (100).to_bytes(4, "little") + (400).to_bytes(4, "little") + bytes(48) + b"\x53\xef"
-).ljust(16384 - 1024, b"\0")
-NOISE = random.Random(1).randbytes(16384)
 
 
-def put(path: Path, content: bytes) -> Path:
-    """A file with its folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+def blank(path: Path, size: int = 64 * MIB) -> Path:
+    """A file of zeros."""
+    with path.open("wb") as f:
+        f.truncate(size)
     return path
 
 
-class TestRule:
-    """Named on the command line, or met while walking."""
+MAKERS: dict[str, list[str]] = {
+    "fat12": ["mkfs.vfat", "-F", "12"],
+    "fat16": ["mkfs.vfat", "-F", "16"],
+    "fat32": ["mkfs.vfat", "-F", "32"],
+    "ntfs": ["mkntfs", "-q", "-F", "-f"],
+    "ext2": ["mkfs.ext4", "-q", "-F", "-t", "ext2"],
+    "ext4": ["mkfs.ext4", "-q", "-F"],
+    "swap": ["mkswap"],
+}
 
-    @pytest.mark.parametrize(
-        ("name", "content", "named", "walked"),
-        [
-            ("a.raw", NOISE, DiskKind.RAW, None),  # a camera's picture, unless it was meant
-            ("a.img", NOISE, DiskKind.RAW, None),
-            ("a.RAW", MBR, DiskKind.RAW, DiskKind.RAW),
-            ("a.Img", EXT4, DiskKind.RAW, DiskKind.RAW),
-            ("a.img", bytes(16384), DiskKind.RAW, None),
-            ("a.img", MBR + b"x", None, None),  # not whole sectors
-            ("a.raw", b"", None, None),
-            ("a.bin", MBR, None, None),
-            ("a.iso", bytes(32769) + b"CD001" + bytes(16384 - 6), None, None),
-            ("img", MBR, None, None),
-            (".img", MBR, None, None),  # a name without an ending
-            ("a.img.gz", MBR, None, None),
-            ("a.vhdx", NOISE, None, None),  # the signature counts, not the ending
-            ("a.vhd", NOISE, None, None),
-            ("a.img", b"vhdxfile" + NOISE[8:], DiskKind.VHDX, DiskKind.VHDX),
-            ("a.txt", b"vhdxfile", DiskKind.VHDX, DiskKind.VHDX),
-            ("a", b"vhdxfil", None, None),
-            ("a.img", b"QFI\xfb" + NOISE[4:], DiskKind.RAW, None),  # a guest may write what it likes
-        ],
-    )
-    def test_files(
-        self, tmp_path: Path, name: str, content: bytes, named: DiskKind | None, walked: DiskKind | None
-    ) -> None:
-        path = put(tmp_path / name, content)
-        assert detect(path, named=True) == named
-        assert detect(path, named=False) == walked
-        assert detect(str(path), named=True) == named
 
-    def test_containers_of_any_name(self, tmp_path: Path) -> None:
-        vhdx = VhdxFile(Model(MIB)).write(tmp_path / "a.avhdx")
-        vhd = VhdFile(Model(MIB)).write(tmp_path / "b.dat")
-        fixed = VhdFile(Model(MIB), FIXED).write(tmp_path / "c.img")
-        for named in (True, False):
-            assert detect(vhdx, named=named) is DiskKind.VHDX
-            assert detect(vhd, named=named) is DiskKind.VHD
-            assert detect(fixed, named=named) is DiskKind.VHD
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS.keys())
+def test_file_systems_while_walking(tmp_path: Path, maker: list[str]) -> None:
+    path = blank(tmp_path / "a.img", 4 * MIB if "12" in maker else 64 * MIB)
+    assert detect(path, named=False) is None
+    run(*maker, path)
+    assert detect(path, named=False) is DiskKind.RAW
+    path.rename(tmp_path / "a.dat")
+    assert detect(tmp_path / "a.dat", named=False) is None
+    assert detect(tmp_path / "a.dat", named=True) is None
 
-    def test_a_vhd_cut_short_is_one_still(self, tmp_path: Path) -> None:
-        """Its copy at the start says so: told as broken, never stored as a file of something else."""
-        path = VhdFile(Model(MIB), own={0: None}).write(tmp_path / "a.vhd")
-        with path.open("r+b") as f:
-            f.truncate(path.stat().st_size - 4096)
-        assert detect(path, named=False) is DiskKind.VHD
 
-    def test_what_is_neither_file_nor_device(self, tmp_path: Path) -> None:
-        folder = tmp_path / "folder.img"
-        folder.mkdir()
-        pipe = tmp_path / "pipe.img"
-        os.mkfifo(pipe)
-        for path in (folder, pipe, Path("/dev/null")):
-            for named in (True, False):
-                assert detect(path, named=named) is None
-            with pytest.raises(UnreadableInputError, match=f"{path}: not a disk"):
-                open_disk(path)
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(str(tmp_path / "s.img"))
-            assert detect(tmp_path / "s.img", named=True) is None
+MARKS: list[tuple[str, int, bytes]] = [
+    ("exfat", 3, b"EXFAT   "),
+    ("refs", 3, b"ReFS\0\0\0\0"),
+    ("bitlocker", 3, b"-FVE-FS-"),
+    ("luks", 0, b"LUKS\xba\xbe"),
+    ("xfs", 0, b"XFSB"),
+    ("iso9660", 32769, b"CD001"),
+    ("btrfs", 65600, b"_BHRfS_M"),
+    ("lvm", 512, b"LABELONE".ljust(24, b"\1") + b"LVM2 001"),
+    ("lvm in sector 0", 0, b"LABELONE".ljust(24, b"\1") + b"LVM2 001"),
+]
 
-    @pytest.mark.parametrize("name", ["gone.img", "a\0b.img", "x" * 300 + ".img", "file/a.img"])
-    def test_what_can_not_be_looked_at(self, tmp_path: Path, name: str) -> None:
-        put(tmp_path / "file", b"")
-        with pytest.raises(UnreadableInputError, match="can't look at it"):
-            detect(tmp_path / name, named=True)
-        with pytest.raises(UnreadableInputError, match="can't look at it"):
+
+@pytest.mark.parametrize(("offset", "mark"), [m[1:] for m in MARKS], ids=[m[0] for m in MARKS])
+def test_marks_while_walking(tmp_path: Path, offset: int, mark: bytes) -> None:
+    path = blank(tmp_path / "a.RAW", 2 * MIB)
+    patch(path, offset, mark)
+    assert detect(path, named=False) is DiskKind.RAW
+    os.truncate(path, offset + len(mark) - 1)
+    assert detect(path, named=False) is None
+
+
+def test_partition_tables_while_walking(tmp_path: Path) -> None:
+    gpt = write_gpt(tmp_path / "gpt.img", MIB, [(BASIC_DATA, 64, 127, "")])
+    assert detect(gpt, named=False) is DiskKind.RAW
+    mbr = blank(tmp_path / "mbr.raw")
+    patch(mbr, 0, boot_record((0x80, 7, 63, 1000)))
+    assert detect(mbr, named=False) is DiskKind.RAW
+
+
+def test_a_camera_s_raw_is_a_file(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    for n in range(500):
+        path = tmp_path / "photo.raw"
+        path.write_bytes(
+            rng.choice((b"II*\0", b"MM\0*", b"FUJIFILM")) + rng.randbytes(512 * 9 - 8)[: 512 * 9]
+        )
+        size = path.stat().st_size
+        os.truncate(path, size - size % 512)
+        if n % 2:
+            patch(path, 510, b"\x55\xaa")
+        assert detect(path, named=False) is None
+        assert detect(path, named=True) is DiskKind.RAW
+
+
+def test_named_files(tmp_path: Path) -> None:
+    for name, size, kind in (
+        ("a.raw", 512, DiskKind.RAW),
+        ("a.IMG", 1024, DiskKind.RAW),
+        ("b.raw", 513, None),
+        ("c.img", 0, None),
+        ("d.bin", 512, None),
+        ("e.vhdx", 512, None),
+        ("raw", 512, None),
+    ):
+        assert detect(blank(tmp_path / name, size), named=True) is kind, name
+    os.mkfifo(tmp_path / "f.raw")
+    (tmp_path / "g.raw").mkdir()
+    assert detect(tmp_path / "f.raw", named=True) is None
+    assert detect(tmp_path / "g.raw", named=True) is None
+    assert detect(Path("/dev/null"), named=True) is None
+    with pytest.raises(UnreadableInputError, match=r"gone\.raw: can't look at it: No such file"):
+        detect(tmp_path / "gone.raw", named=True)
+    for name in ("b.raw", "d.bin", "g.raw"):
+        with pytest.raises(UnreadableInputError, match="not a disk"):
             open_disk(tmp_path / name)
 
-    def test_links_are_followed(self, tmp_path: Path) -> None:
-        path = put(tmp_path / "a.img", MBR)
-        (tmp_path / "b.img").symlink_to(path)
-        assert detect(tmp_path / "b.img", named=False) is DiskKind.RAW
-        (tmp_path / "c.img").symlink_to(tmp_path / "c.img")
-        with pytest.raises(UnreadableInputError, match="can't look at it"):
-            detect(tmp_path / "c.img", named=True)
+
+def test_a_block_device_is_a_disk_when_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it holds: a guest can write a container's signature into its first sector."""
+    path = blank(tmp_path / "device", MIB)
+    patch(path, 0, b"vhdxfile")
+    monkeypatch.setattr("stat.S_ISBLK", lambda _: True)
+    assert detect(path, named=True) is DiskKind.RAW
+    assert detect(path, named=False) is None
+    with open_disk(path) as disk:
+        assert disk.source.size == MIB
 
 
-class TestBlockDevices:
-    """A disk when named, of no interest while walking."""
-
-    @pytest.fixture(params=[512, 4096])
-    def device(
-        self, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[tuple[Path, Model, int]]:
-        """A read-only loop device over `tmp_path/backing`, what it holds, its sector size.
-
-        Without root or loop devices the file itself, which then looks like one.
-        """
-        sector: int = request.param
-        model = Model(8 * MIB)
-        model.scribble(random.Random(sector), 0, model.size, runs=20)
-        write_gpt(model, [(ESP, 512, 600, "esp")], sector=sector)
-        path = put(tmp_path / "backing", model.read(0, model.size))
-        losetup = shutil.which("losetup", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-        if losetup is not None:
-            command = [losetup, "--read-only", "--sector-size", str(sector), "--find", "--show", str(path)]
-            made = subprocess.run(command, capture_output=True, check=False, text=True)
-            if made.returncode == 0:
-                loop = Path(made.stdout.strip())
-                try:
-                    yield loop, model, sector
-                finally:
-                    subprocess.run([losetup, "--detach", loop], check=True)
-                return
-        real_stat, real_fstat = os.stat, os.fstat
-
-        def as_device(status: os.stat_result) -> SimpleNamespace:
-            fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
-            return SimpleNamespace(**fields | {"st_mode": stat.S_IFBLK | 0o600, "st_size": 0})
-
-        def stat_of(name: int | Path, **options: bool) -> object:
-            status = real_stat(name, **options)  # type: ignore[arg-type]  # whatever it was called with
-            return as_device(status) if name == path else status
-
-        monkeypatch.setattr("os.stat", stat_of)
-        monkeypatch.setattr("os.fstat", lambda fd: as_device(real_fstat(fd)))
-        monkeypatch.setattr(RawDisk, "sector_sizes", lambda self: (sector, sector))
-        yield path, model, sector
-
-    def test_read(self, device: tuple[Path, Model, int]) -> None:
-        path, model, sector = device
-        assert detect(path, named=True) is DiskKind.RAW
-        assert detect(path, named=False) is None
-        with open_disk(path) as disk:
-            assert isinstance(disk.source, RawDisk)
-            assert disk.source.is_block_device
-            check_reads(disk.source, model, random.Random(2))
-            assert disk.identity == DiskIdentity(sector, sector, None, "raw", 2)
-
-    def test_a_container_on_a_device_is_content(
-        self, device: tuple[Path, Model, int], tmp_path: Path
-    ) -> None:
-        """Whatever a guest wrote there: it is never taken for a container."""
-        path, model, _ = device
-        patch(tmp_path / "backing", 0, b"vhdxfile")
-        patch(tmp_path / "backing", model.size - 512, b"conectix")
-        assert detect(path, named=True) is DiskKind.RAW
-        with open_disk(path) as disk:
-            assert disk.identity.source_format == "raw"
+def test_containers_by_signature(tmp_path: Path) -> None:
+    """Whatever they are called."""
+    rng = random.Random(2)
+    vhdx = VhdxFile(Model(MIB))
+    vhdx.fill(0, rng, FULL)
+    fixed, dynamic = VhdFile(Model(MIB), FIXED), VhdFile(Model(MIB))
+    for name in ("a", "a.raw", "a.iso", "a.avhdx"):
+        for named in (True, False):
+            assert detect(vhdx.write(tmp_path / name), named=named) is DiskKind.VHDX
+            assert detect(fixed.write(tmp_path / name), named=named) is DiskKind.VHD
+            assert detect(dynamic.write(tmp_path / name), named=named) is DiskKind.VHD
+    path = dynamic.write(tmp_path / "cut.vhd")
+    os.truncate(path, path.stat().st_size - 512)
+    assert detect(path, named=False) is DiskKind.VHD
+    path.write_bytes(b"vhdxfil")
+    assert detect(path, named=False) is None
+    path.write_bytes(b"vhdxfile")
+    assert detect(path, named=False) is DiskKind.VHDX
+    with pytest.raises(UnreadableInputError, match="shorter than the header section"):
+        open_disk(path)
 
 
 class TestIdentity:
-    """What is kept beside the content."""
+    """What is kept of a disk beside its content."""
 
-    def test_vhdx(self, tmp_path: Path) -> None:
-        file = VhdxFile(Model(4 * MIB), logical=512, physical=4096, disk_id=UUID(int=7))
-        with open_disk(file.write(tmp_path / "a.vhdx")) as disk:
-            assert disk.identity == DiskIdentity(512, 4096, UUID(int=7), "vhdx", None)
-            assert disk.files == (tmp_path / "a.vhdx",)
-
-    def test_vhd_is_known_by_its_base(self, tmp_path: Path) -> None:
-        base = VhdFile(Model(4 * MIB), unique_id=UUID(int=9))
-        base.write(tmp_path / "a.vhd")
-        child = base.child("a.vhd")
-        assert child.kind == DIFFERENCING
-        with open_disk(child.write(tmp_path / "b.avhd")) as disk:
-            assert disk.identity == DiskIdentity(512, 512, UUID(int=9), "vhd", 1)
-            assert disk.files == (tmp_path / "b.avhd", tmp_path / "a.vhd")
-
-    @pytest.mark.parametrize("sector", [512, 4096])
-    @pytest.mark.parametrize("container", ["raw", "vhdx"])
-    @pytest.mark.parametrize(
-        ("types", "generation"), [([ESP, LINUX], 2), ([LINUX], None), ([ESP, BIOS_BOOT], None)]
-    )
-    def test_generation_by_gpt(
-        self, tmp_path: Path, sector: int, container: str, types: list[UUID], generation: int | None
-    ) -> None:
-        model = Model(8 * MIB)
-        write_gpt(model, [(t, 256 + 8 * i, 256 + 8 * i, "") for i, t in enumerate(types)], sector=sector)
-        if container == "raw":
-            path = put(tmp_path / "a.img", model.read(0, model.size))
-        else:
-            states = {block: FULL for block in range(8)}
-            path = VhdxFile(model, logical=sector, states=states).write(tmp_path / "a.vhdx")
+    def test_raw(self, tmp_path: Path) -> None:
+        path = write_gpt(tmp_path / "a.raw", MIB, [(ESP, 64, 127, ""), (BASIC_DATA, 128, 200, "")])
         with open_disk(path) as disk:
-            assert disk.identity.generation == generation
-            assert disk.identity.logical_sector == sector
+            i = disk.identity
+            assert (i.logical_sector, i.physical_sector) == (512, 512)
+            assert (i.virtual_disk_id, i.source_format, i.generation) == (None, "raw", 2)
+            assert disk.files == (path,)
+
+    def test_raw_of_4_kib_sectors(self, tmp_path: Path) -> None:
+        path = write_gpt(tmp_path / "a.raw", 8 * MIB, [(BASIC_DATA, 64, 127, "")], sector=4096)
+        with open_disk(path) as disk:
+            assert (disk.identity.logical_sector, disk.identity.physical_sector) == (4096, 4096)
 
     @pytest.mark.parametrize(
-        ("slots", "generation"),
+        ("make", "generation"),
         [
-            ([(0x80, 7, 1, 10)], 1),
-            ([(0, 7, 1, 10)], None),  # data: nothing boots from it
-            ([(0x80, 7, 1, 10), (0, 0xEF, 20, 10)], None),
-            ([], None),
+            (lambda p: write_gpt(p, MIB, [(ESP, 64, 127, ""), (BIOS_BOOT, 128, 130, "")]), None),
+            (lambda p: write_gpt(p, MIB, [(BASIC_DATA, 64, 127, "")]), None),
+            (lambda p: p.write_bytes(boot_record((0x80, 7, 63, 100)).ljust(MIB, b"\0")), 1),
+            (lambda p: p.write_bytes(boot_record((0, 7, 63, 100)).ljust(MIB, b"\0")), None),
+            (lambda p: p.write_bytes(boot_record((0x80, 0xEF, 63, 100)).ljust(MIB, b"\0")), None),
         ],
     )
-    def test_generation_by_mbr(
-        self, tmp_path: Path, slots: list[tuple[int, int, int, int]], generation: int | None
-    ) -> None:
-        model = Model(MIB)
-        write_mbr(model, *slots)
-        path = put(tmp_path / "a.img", model.read(0, model.size))
-        with open_disk(path) as disk:
+    def test_generation(self, tmp_path: Path, make: Callable[[Path], object], generation: int | None) -> None:
+        make(tmp_path / "a.raw")
+        with open_disk(tmp_path / "a.raw") as disk:
             assert disk.identity.generation == generation
-        path = VhdFile(model, FIXED).write(tmp_path / "a.vhd")
-        with open_disk(path) as disk:
-            assert disk.identity.generation == 1  # whatever it holds: generation 2 takes no VHD
 
-    def test_nothing_stays_open(self, tmp_path: Path) -> None:
-        """Neither after closing nor after an error."""
-        base = VhdxFile(Model(MIB))
-        base.write(tmp_path / "a.vhdx")
-        child = base.child("a.vhdx").write(tmp_path / "b.avhdx")
-        before = len(os.listdir("/proc/self/fd"))
-        with open_disk(child) as disk:
-            assert len(os.listdir("/proc/self/fd")) == before + 2
-            disk.close()
-        patch(tmp_path / "a.vhdx", 3 * MIB, b"\xff" * 8)
-        with pytest.raises(UnreadableInputError):
-            open_disk(child)
-        put(tmp_path / "c.vhdx", b"vhdxfile")
-        with pytest.raises(UnreadableInputError):
-            open_disk(tmp_path / "c.vhdx")
-        assert len(os.listdir("/proc/self/fd")) == before
+    def test_vhdx(self, tmp_path: Path) -> None:
+        file = VhdxFile(Model(MIB), logical=512, physical=4096, disk_id=UUID(int=77))
+        with open_disk(file.write(tmp_path / "a.vhdx")) as disk:
+            i = disk.identity
+            assert (i.logical_sector, i.physical_sector) == (512, 4096)
+            assert (i.virtual_disk_id, i.source_format, i.generation) == (UUID(int=77), "vhdx", None)
 
 
 class TestParents:
-    """`parents_in`."""
+    """Which of a folder's containers are parents of others."""
 
-    def tree(self, folder: Path) -> dict[str, Path]:
-        """base <- mid <- leaf; base <- other; and one alone."""
+    def test_a_tree_of_checkpoints(self, tmp_path: Path) -> None:
+        """Two children of one parent are two disks; all that lies below them is a parent."""
         rng = random.Random(3)
-        base = VhdxFile(Model(2 * MIB))
-        mid, other = base.child("base.vhdx"), base.child("base.vhdx")
-        mid.fill(0, rng, PARTIAL)
-        leaf = mid.child("mid.avhdx")
-        files = {"base.vhdx": base, "mid.avhdx": mid, "leaf.avhdx": leaf, "other.avhdx": other}
-        files["alone.vhdx"] = VhdxFile(Model(MIB))
-        return {name: file.write(folder / name) for name, file in files.items()}
+        base = VhdxFile(Model(3 * MIB))
+        base.fill(0, rng, FULL)
+        middle = base.child("base.vhdx")
+        middle.fill(1, rng, FULL)
+        one, two = middle.child("middle.avhdx"), middle.child("middle.avhdx")
+        one.fill(2, rng, FULL)
+        files = {"base.vhdx": base, "middle.avhdx": middle, "one.avhdx": one, "two.avhdx": two}
+        paths = [file.write(tmp_path / name) for name, file in files.items()]
+        paths.append(VhdxFile(Model(MIB)).write(tmp_path / "alone.vhdx"))
+        paths.append(blank(tmp_path / "note.txt", 10))
+        (tmp_path / "folder").mkdir()
+        paths += [tmp_path / "folder", tmp_path / "gone"]
+        for order in (paths, paths[::-1]):
+            assert parents_in(order) == {tmp_path / "base.vhdx", tmp_path / "middle.avhdx"}
+        assert parents_in([tmp_path / "one.avhdx", tmp_path / "alone.vhdx"]) == set()
+        assert parents_in([str(tmp_path / "one.avhdx"), str(tmp_path / "base.vhdx")]) == {
+            tmp_path / "base.vhdx"
+        }
+        with open_disk(tmp_path / "one.avhdx") as disk:
+            check_reads(disk.source, one.model, rng)
+            assert disk.files == (
+                tmp_path / "one.avhdx",
+                tmp_path / "middle.avhdx",
+                tmp_path / "base.vhdx",
+            )
 
-    def test_near_and_far(self, tmp_path: Path) -> None:
-        paths = self.tree(tmp_path)
-        put(tmp_path / "readme.txt", b"text")
-        everything = [*paths.values(), tmp_path / "readme.txt", tmp_path / "gone", tmp_path]
-        assert parents_in(everything) == {paths["base.vhdx"], paths["mid.avhdx"]}
-        assert parents_in(map(str, reversed(everything))) == {paths["base.vhdx"], paths["mid.avhdx"]}
-        assert parents_in([paths["leaf.avhdx"], paths["base.vhdx"]]) == {paths["base.vhdx"]}
-        assert parents_in([paths["base.vhdx"], paths["alone.vhdx"]]) == set()
-        assert parents_in([]) == set()
+    def test_vhd(self, tmp_path: Path) -> None:
+        rng = random.Random(4)
+        base = VhdFile(Model(3 * MIB))
+        base.fill(0, rng, whole=True)
+        child = base.child("base.vhd")
+        paths = [base.write(tmp_path / "base.vhd"), child.write(tmp_path / "child.avhd")]
+        assert parents_in(paths) == {paths[0]}
 
     def test_a_broken_child_makes_no_parent(self, tmp_path: Path) -> None:
         """What it was made on is then the best that is left, and is kept."""
-        paths = self.tree(tmp_path)
-        patch(paths["mid.avhdx"], 0, b"vhdxfile" + bytes(200))
-        patch(paths["mid.avhdx"], 64 * 1024, bytes(4096))
-        patch(paths["mid.avhdx"], 128 * 1024, bytes(4096))
-        assert parents_in([paths["base.vhdx"], paths["mid.avhdx"], paths["leaf.avhdx"]]) == set()
-        assert parents_in(paths.values()) == {paths["base.vhdx"]}
+        base = VhdxFile(Model(3 * MIB))
+        child = base.child("base.vhdx")
+        grandchild = child.child("child.vhdx")
+        paths = [base.write(tmp_path / "base.vhdx"), child.write(tmp_path / "child.vhdx")]
+        base.data_write_guid = uuid4()
+        base.write(tmp_path / "base.vhdx")
+        paths.append(grandchild.write(tmp_path / "grandchild.vhdx"))
+        assert parents_in(paths) == set()
 
-    def test_each_spelling_of_a_parent(self, tmp_path: Path) -> None:
-        """Two links to one file are one parent, under every path it was met."""
-        paths = self.tree(tmp_path)
-        (tmp_path / "hard.vhdx").hardlink_to(paths["base.vhdx"])
-        found = parents_in([paths["other.avhdx"], paths["base.vhdx"], tmp_path / "hard.vhdx"])
-        assert found == {paths["base.vhdx"], tmp_path / "hard.vhdx"}
-
-    def test_vhd(self, tmp_path: Path) -> None:
-        base = VhdFile(Model(MIB))
-        first, second = base.write(tmp_path / "a.vhd"), base.child("a.vhd").write(tmp_path / "b.vhd")
-        assert parents_in([first, second]) == {first}
-
-    def test_a_vhdx_is_no_parent_of_a_vhd(self, tmp_path: Path) -> None:
-        VhdxFile(Model(MIB)).write(tmp_path / "a.vhd")
-        child = VhdFile(Model(MIB)).child("a.vhd").write(tmp_path / "b.vhd")
-        assert parents_in([tmp_path / "a.vhd", child]) == set()
-        with pytest.raises(UnreadableInputError, match=r"b\.vhd: .*a\.vhd"):
-            open_disk(child)
-
-
-class TestFileSystems:
-    """Made by others, and known."""
-
-    @pytest.mark.parametrize(
-        ("name", "command"),
-        [
-            ("ext", ["mkfs.ext4", "-q", "-F"]),
-            ("ext", ["mkfs.ext4", "-q", "-F", "-b", "1024", "-t", "ext2"]),
-            ("fat", ["mkfs.vfat", "-F", "12"]),
-            ("fat", ["mkfs.vfat", "-F", "16"]),
-            ("fat", ["mkfs.vfat", "-F", "32"]),
-            ("fat", ["mkfs.vfat", "--mbr=yes"]),
-            ("ntfs", ["mkntfs", "-q", "-F", "-f"]),
-            ("swap", ["mkswap"]),
-        ],
-    )
-    def test_made(self, tmp_path: Path, name: str, command: list[str]) -> None:
-        path = tmp_path / "disk.img"
-        with path.open("wb") as f:
-            f.truncate(40 * MIB)
-        run(*command, path)
-        assert detect(path, named=False) is DiskKind.RAW
-        disk = RawDisk(path)
-        assert file_system(disk) == name
-        disk.close()
-
-    @pytest.mark.parametrize(
-        ("offset", "mark", "name"),
-        [
-            (0, b"XFSB", "xfs"),
-            (3, b"EXFAT   ", "exfat"),
-            (3, b"-FVE-FS-", "bitlocker"),
-            (0, b"LUKS\xba\xbe", "luks"),
-            (32, b"NXSB", "apfs"),
-            (65536 + 64, b"_BHRfS_M", "btrfs"),
-            (3, b"ReFS\0\0\0\0", "refs"),
-            (512, b"LABELONE" + bytes(16) + b"LVM2 001", "lvm"),
-            (4096 - 10, b"SWAPSPACE2", "swap"),
-        ],
-    )
-    def test_marks(self, offset: int, mark: bytes, name: str) -> None:
-        content = (bytes(offset) + mark).ljust(80 << 10, b"\0")
-        assert file_system(Bytes(content)) == name
-        for size in range(offset, offset + len(mark)):
-            assert file_system(Bytes(content[:size])) is None
-
-    def test_pictures_are_not(self) -> None:
-        """Cameras' raw files start as TIFF; noise must not pass either."""
-        rng = random.Random(4)
-        for start in (b"II*\0\x10\0\0\0CR\2\0", b"MM\0*\0\0\0\x08", b"IIU\0\x18\0\0\0", b"FUJIFILMCCD-RAW "):
-            for _ in range(50):
-                assert file_system(Bytes((start + rng.randbytes(128 << 10))[: 128 << 10])) is None
-        # the two bytes of ext's magic alone, or a boot signature alone
-        for at, mark in ((1024 + 56, b"\x53\xef"), (510, b"\x55\xaa")):
-            assert file_system(Bytes(bytes(at) + mark + bytes(8192))) is None
+    def test_the_same_parent_by_two_paths(self, tmp_path: Path) -> None:
+        base = VhdxFile(Model(MIB))
+        child = base.child("base.vhdx")
+        path = base.write(tmp_path / "base.vhdx")
+        os.link(path, tmp_path / "link.vhdx")
+        (tmp_path / "symlink.vhdx").symlink_to(path)
+        paths = [path, tmp_path / "link.vhdx", tmp_path / "symlink.vhdx"]
+        assert parents_in([child.write(tmp_path / "child.vhdx"), *paths]) == set(paths)

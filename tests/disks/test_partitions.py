@@ -1,353 +1,178 @@
-"""Partition tables: made by sgdisk, by hand with 4 KiB sectors and logical ones, broken in many ways."""
+"""GPT and MBR: what sgdisk makes, 4 KiB sectors, backups, logical partitions, and damage of every kind."""
 
 from __future__ import annotations
 
+import os
 import random
-import shutil
 import struct
 import zlib
 from pathlib import Path
-from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cloudmount.disks.partitions import BIOS_BOOT, ESP, PartitionTable, read_partitions
+from cloudmount.disks.partitions import Partition, PartitionTable, read_partitions
 from cloudmount.disks.raw import RawDisk
-from cloudmount.extents import Bytes
-from tests.disks.disk_model import Model
+from cloudmount.extents import Bytes, Zeros
 from tests.disks.oracles import run
-from tests.disks.partition_writer import LINUX, boot_record, write_gpt, write_logical, write_mbr
+from tests.disks.partition_writer import BASIC_DATA, ESP, LINUX, boot_record, write_gpt
+from tests.disks.vhdx_writer import patch
 
-MIB = 1 << 20
-
-
-def table(content: Model | Path, logical_sector: int | None = None) -> PartitionTable:
-    """What is read from a disk, a model's or a file's."""
-    if isinstance(content, Path):
-        disk = RawDisk(content)
-        try:
-            return read_partitions(disk, logical_sector)
-        finally:
-            disk.close()
-    return read_partitions(Bytes(content.read(0, content.size)), logical_sector)
+MIB, GIB = 1 << 20, 1 << 30
 
 
-def ranges(found: PartitionTable) -> list[tuple[int, int, int]]:
-    """(number, start, length) of each."""
-    return [(p.number, p.start, p.length) for p in found.partitions]
+def table(path: Path, sector: int | None = None) -> PartitionTable:
+    """Of a file."""
+    disk = RawDisk(path)
+    try:
+        return read_partitions(disk, sector)
+    finally:
+        disk.close()
 
 
-def sgdisk_image(path: Path, *options: str, size: int = 64 * MIB) -> Path:
-    """A disk image that sgdisk worked on."""
+def test_sgdisk(tmp_path: Path) -> None:
+    path = tmp_path / "a.raw"
     with path.open("wb") as f:
-        f.truncate(size)
-    run("sgdisk", *options, path)
-    return path
+        f.truncate(3 * GIB)
+    run("sgdisk", "-n", "1:2048:+100M", "-t", "1:ef00", "-c", "1:EFI", path)
+    run("sgdisk", "-n", "3:0:+1G", "-t", "3:0700", "-c", "3:Daten äöü", path)
+    run("sgdisk", "-n", "7:0:6291422", "-t", "7:8300", path)
+    found = table(path)
+    assert (found.kind, found.sector, found.problem) == ("gpt", 512, None)
+    assert [(p.number, p.start, p.length, p.type_name, p.name) for p in found.partitions] == [
+        (1, MIB, 100 * MIB, "EFI system partition", "EFI"),
+        (3, 101 * MIB, GIB, "Basic data", "Daten äöü"),
+        (7, 1125 * MIB, 3 * GIB - 1125 * MIB - 33 * 512, "Linux filesystem", ""),
+    ]
+    assert found.partitions[1].type == "ebd0a0a2-b9e5-4433-87c0-68b6b72699c7"
+    os.truncate(path, 3 * GIB - 512)
+    patch(path, 512 + 16, b"x")
+    assert table(path).kind == "gpt"
+    assert table(path).partitions == ()
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three partitions: an ESP, one for a BIOS, and one numbered 7 with a name beyond ASCII."""
-    options = ["-n", "1:1M:+8M", "-t", "1:ef00", "-c", "1:EFI system"]
-    options += ["-n", "7:20M:+16M", "-c", "7:Büro Ω 😀", "-A", "7:set:2"]
-    options += ["-n", "3:10M:+1M", "-t", "3:ef02"]
-    return sgdisk_image(tmp_path_factory.mktemp("made") / "disk.img", *options)  # sgdisk takes 1 s
-
-
-class TestSgdisk:
-    """Tables that others wrote."""
-
-    @pytest.fixture
-    def path(self, made: Path, tmp_path: Path) -> Path:
-        """A copy of its own."""
-        return Path(shutil.copy(made, tmp_path))
-
-    def check(self, found: PartitionTable) -> None:
-        """They are all there, in the order of their numbers."""
-        assert found.kind == "gpt"
-        assert found.sector == 512
-        assert ranges(found) == [(1, MIB, 8 * MIB), (3, 10 * MIB, MIB), (7, 20 * MIB, 16 * MIB)]
-        assert [p.type for p in found.partitions] == [ESP, BIOS_BOOT, str(LINUX)]
-        assert [p.name for p in found.partitions] == ["EFI system", "", "Büro Ω 😀"]
-        assert [p.active for p in found.partitions] == [False, False, True]
-        assert found.partitions[2].type_name == "Linux filesystem"
-
-    def test_gpt(self, path: Path) -> None:
-        for sector in (None, 512):
-            found = table(path, sector)
-            self.check(found)
-            assert found.problem is None
-
-    @pytest.mark.parametrize("at", [512, 512 + 16, 512 + 40, 1024, 1024 + 128 * 6 + 56])
-    def test_broken_primary(self, path: Path, at: int) -> None:
-        with path.open("r+b") as f:
-            f.seek(at)
-            f.write(b"\xa5\x5a\xa5")
+@pytest.mark.parametrize("sector", [512, 4096])
+@pytest.mark.parametrize("entry_size", [128, 256])
+def test_gpt(tmp_path: Path, sector: int, entry_size: int) -> None:
+    parts = [(ESP, 64, 127, "boot"), (BASIC_DATA, 128, 128, "x" * 36)]
+    path = write_gpt(tmp_path / "a.raw", 8 * MIB, parts, sector=sector, entry_size=entry_size)
+    expected = (
+        Partition(1, 64 * sector, 64 * sector, str(ESP), "boot"),
+        Partition(2, 128 * sector, sector, str(BASIC_DATA), "x" * 36),
+    )
+    for known in (None, sector):
+        found = table(path, known)
+        assert (found.kind, found.sector, found.problem) == ("gpt", sector, None)
+        assert found.partitions == expected
+    # Each header alone, and the entries of the first.
+    for damage in ((sector, "primary missing"), (2 * sector, "primary entries' checksum wrong")):
+        write_gpt(path, 8 * MIB, parts, sector=sector, entry_size=entry_size)
+        patch(path, damage[0], b"xxxx")
         found = table(path)
-        self.check(found)
-        assert found.problem is not None
-        assert "backup is used" in found.problem
-
-    def test_broken_backup_harms_nothing(self, path: Path) -> None:
-        with path.open("r+b") as f:
-            f.seek(-33 * 512, 2)
-            f.write(bytes(33 * 512))
-        self.check(table(path))
-
-    def test_both_broken(self, path: Path) -> None:
-        with path.open("r+b") as f:
-            for at, whence in ((512, 0), (-512, 2)):
-                f.seek(at, whence)
-                f.write(b"X")
-        found = table(path)
-        assert found.kind == "gpt"
-        assert not found.partitions
-        assert found.problem == "GPT: primary missing, backup missing"
-
-    def test_no_mbr(self, path: Path) -> None:
-        """Wiped, or never there: a GPT alone counts too."""
-        with path.open("r+b") as f:
-            f.write(bytes(512))
-        self.check(table(path))
-
-    def test_grown_disk(self, path: Path) -> None:
-        """The backup is no longer at the end."""
-        with path.open("r+b") as f:
-            f.truncate(100 * MIB)
-        self.check(table(path))
-
-    def test_cut_disk(self, path: Path) -> None:
-        with path.open("r+b") as f:
-            f.truncate(30 * MIB)
-        found = table(path)
-        self.check(found)
-        assert found.problem == "GPT: partition 7 reaches beyond the disk"
-
-    def test_hybrid_mbr(self, path: Path) -> None:
-        """Partitions in both: the GPT counts, as for every system that knows it."""
-        run("sgdisk", "-h", "1:7", path)
-        self.check(table(path))
-
-    def test_mbr(self, tmp_path: Path) -> None:
-        options = [word for n in range(1, 5) for word in ("-n", f"{n}:{n * 9}M:+8M")]
-        path = sgdisk_image(tmp_path / "disk.img", *options)
-        run("sgdisk", "-m", "1:2:3:4", path)
-        found = table(path)
-        assert (found.kind, found.problem) == ("mbr", None)
-        assert ranges(found) == [(n, n * 9 * MIB, 8 * MIB) for n in range(1, 5)]
-        assert {p.type for p in found.partitions} == {"0x83"}
-
-    def test_logical_as_sgdisk_sees_them(self, tmp_path: Path) -> None:
-        model = Model(64 * MIB)
-        write_mbr(model, (0, 0x83, 2048, 2048), (0, 5, 8192, 60000))
-        write_logical(model, 8192, [(0x83, 10240, 2048), (0x83, 16384, 4096), (0x83, 32768, 100)])
-        path = tmp_path / "disk.img"
-        path.write_bytes(model.read(0, model.size))
-        lines = [line.split() for line in run("sgdisk", "-p", path).splitlines()]
-        listed = [[int(word) for word in line[:3]] for line in lines if line and line[0].isdigit()]
-        ours = [
-            [p.number, p.start // 512, (p.start + p.length) // 512 - 1]
-            for p in table(path).partitions
-            if p.type == "0x83"
-        ]
-        assert ours == listed
-        assert len(ours) == 4
-
-    def test_the_hand_written_one_is_right(self, tmp_path: Path) -> None:
-        """sgdisk finds nothing wrong with what the tests below read."""
-        model = Model(8 * MIB)
-        write_gpt(model, [(LINUX, 2048, 4095, "a"), (LINUX, 4096, 8191, "b")])
-        path = tmp_path / "disk.img"
-        path.write_bytes(model.read(0, model.size))
-        assert "No problems found" in run("sgdisk", "-v", path)
+        assert found.partitions == expected
+        assert found.problem == f"GPT: {damage[1]}; its backup is used"
+    patch(path, 8 * MIB - sector, b"xxxx")
+    found = table(path)
+    assert (found.kind, found.partitions) == ("gpt", ())
+    assert found.problem is not None
+    assert "backup missing" in found.problem
 
 
-class TestFourKib:
-    """GPT in sectors of 4 KiB."""
-
-    def model(self) -> Model:
-        model = Model(32 * MIB)
-        write_gpt(
-            model, [(LINUX, 256, 511, "a"), (UUID(int=0), 0, 0, ""), (LINUX, 512, 1023, "b")], sector=4096
-        )
-        return model
-
-    @pytest.mark.parametrize("told", [None, 4096])
-    def test_found(self, told: int | None) -> None:
-        found = table(self.model(), told)
-        assert (found.kind, found.sector, found.problem) == ("gpt", 4096, None)
-        assert ranges(found) == [(1, MIB, MIB), (3, 2 * MIB, 2 * MIB)]
-
-    def test_backup(self) -> None:
-        model = self.model()
-        model.write(4096, b"\0")
-        found = table(model)
-        assert found.sector == 4096
-        assert ranges(found) == [(1, MIB, MIB), (3, 2 * MIB, 2 * MIB)]
-        assert found.problem == "GPT: primary missing; its backup is used"
-
-    def test_not_at_another_size(self) -> None:
-        """A disk that says its sectors are 512 bytes has no 4 KiB table: Windows sees none either."""
-        assert table(self.model(), 512).partitions == ()
-
-    def test_mbr(self) -> None:
-        model = Model(64 * MIB)
-        write_mbr(model, (0x80, 7, 256, 256), (0, 0x0F, 1024, 8192), sector=4096)
-        write_logical(model, 1024, [(0x83, 1280, 256), (0x82, 2048, 512)], sector=4096)
-        found = table(model, 4096)
-        assert ranges(found) == [
-            (1, MIB, MIB),
-            (2, 4 * MIB, 32 * MIB),
-            (5, 5 * MIB, MIB),
-            (6, 8 * MIB, 2 * MIB),
-        ]
-        assert found.partitions[0].active
+def test_gpt_without_its_protective_mbr(tmp_path: Path) -> None:
+    """Overwritten or empty: the GPT still counts. In use for something else: the MBR does."""
+    parts = [(LINUX, 64, 127, "")]
+    for mbr in (bytes(512), boot_record()):
+        found = table(write_gpt(tmp_path / "a.raw", MIB, parts, mbr=mbr))
+        assert (found.kind, len(found.partitions)) == ("gpt", 1)
+    old = table(write_gpt(tmp_path / "a.raw", MIB, parts, mbr=boot_record((0x80, 7, 63, 100))))
+    assert old.kind == "mbr"
+    hybrid = boot_record((0, 0xEE, 1, 62), (0x80, 7, 64, 64))
+    assert table(write_gpt(tmp_path / "a.raw", MIB, parts, mbr=hybrid)).kind == "gpt"
 
 
-def test_other_entry_sizes() -> None:
-    for size, count in ((128, 1), (256, 64), (512, 4), (4096, 128), (128, 8192)):
-        model = Model(8 * MIB)
-        write_gpt(model, [(LINUX, 8000, 8191, "x")], entry_size=size, count=count)
-        assert ranges(table(model)) == [(1, 8000 * 512, 192 * 512)], (size, count)
+def test_partitions_beyond_the_disk(tmp_path: Path) -> None:
+    found = table(write_gpt(tmp_path / "a.raw", MIB, [(LINUX, 64, 1 << 40, ""), (LINUX, 9, 3, "")]))
+    assert found.problem == "GPT: partition 1 reaches beyond the disk"
+    assert [p.number for p in found.partitions] == [1]
 
 
 @pytest.mark.parametrize(
-    ("offset", "value", "why"),
-    [
-        (12, struct.pack("<I", 91), "header size"),
-        (12, struct.pack("<I", 513), "header size"),
-        (24, struct.pack("<Q", 5), "another sector"),
-        (72, struct.pack("<Q", 1 << 40), "beyond the disk"),
-        (72, struct.pack("<Q", (1 << 64) - 1), "beyond the disk"),
-        (80, struct.pack("<I", 0xFFFFFFFF), "entry count or size"),
-        (84, struct.pack("<I", 0), "entry count or size"),
-        (84, struct.pack("<I", 132), "entry count or size"),
-        (84, struct.pack("<I", 0xFFFFFFF8), "entry count or size"),
-        (88, b"\1\1\1\1", "entries' checksum"),
-    ],
+    ("offset", "value"),
+    [(12, 91), (12, 4096), (80, 1 << 31), (84, 64), (84, 129), (84, 0), (72, 1 << 40), (24, 5)],
 )
-def test_lies_with_a_right_checksum(offset: int, value: bytes, why: str) -> None:
-    """A header that says nonsense and is sealed again: its backup is used, and the reason told."""
-    model = Model(8 * MIB)
-    write_gpt(model, [(LINUX, 2048, 4095, "a")])
-    head = bytearray(model.read(512, 92))
-    head[offset : offset + len(value)] = value
-    head[16:20] = bytes(4)
-    length = int.from_bytes(head[12:16], "little")
-    sealed = bytes(head) + model.read(512 + 92, 512)
-    head[16:20] = struct.pack("<I", zlib.crc32(sealed[: min(length, 600)]))
-    model.write(512, bytes(head))
-    found = table(model)
-    assert ranges(found) == [(1, MIB, MIB)]
-    assert found.problem is not None
-    assert why in found.problem
+def test_absurd_headers(tmp_path: Path, offset: int, value: int) -> None:
+    """Checksums right, numbers absurd: nothing large is read."""
+    path = write_gpt(tmp_path / "a.raw", MIB, [(LINUX, 64, 127, "")])
+    data = bytearray(path.read_bytes())
+    for at in (512, MIB - 512):
+        width = 8 if offset in (24, 72) else 4
+        data[at + offset : at + offset + width] = value.to_bytes(width, "little")
+        data[at + 16 : at + 20] = bytes(4)
+        data[at + 16 : at + 20] = struct.pack("<I", zlib.crc32(data[at : at + 92]))
+    path.write_bytes(data)
+    found = table(path)
+    assert (found.kind, found.partitions) == ("gpt", ())
+    assert found.problem
 
 
-def test_entries_that_lie() -> None:
-    """One that ends before it starts is left out, one that goes on beyond the end is told."""
-    model = Model(8 * MIB)
-    write_gpt(model, [(LINUX, 4095, 2048, "back"), (LINUX, 4096, 1 << 50, "far"), (LINUX, 4096, 4096, "one")])
-    found = table(model)
-    assert [(p.number, p.name) for p in found.partitions] == [(2, "far"), (3, "one")]
-    assert found.problem == "GPT: partition 1 reaches beyond the disk"
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_mbr_with_logical_partitions(tmp_path: Path, sector: int) -> None:
+    path = tmp_path / "a.raw"
+    with path.open("wb") as f:
+        f.truncate(16 * MIB)
+        f.write(boot_record((0x80, 7, 10, 20), (0, 0, 0, 0), (0, 0x0F, 100, 900), (0, 0x83, 2000, 48)))
+        # Logical partitions count from their own record, the next record from the extended partition.
+        for at, record in (
+            (100, boot_record((0, 0x83, 2, 10), (0, 0x05, 200, 100))),
+            (300, boot_record((0, 0x82, 3, 11), (0, 0x05, 400, 100))),
+            (500, boot_record((0, 0x07, 4, 12))),
+        ):
+            f.seek(at * sector)
+            f.write(record)
+    found = table(path, sector)
+    assert (found.kind, found.problem) == ("mbr", None)
+    assert [(p.number, p.start // sector, p.length // sector, p.type) for p in found.partitions] == [
+        (1, 10, 20, "0x07"),
+        (3, 100, 900, "0x0f"),
+        (4, 2000, 48, "0x83"),
+        (5, 102, 10, "0x83"),
+        (6, 303, 11, "0x82"),
+        (7, 504, 12, "0x07"),
+    ]
+    assert [p.active for p in found.partitions][:2] == [True, False]
+    assert found.partitions[0].type_name == "NTFS or exFAT"
+    patch(path, 500 * sector, boot_record((0, 0x07, 4, 12), (0, 0x05, 200, 10)))
+    assert table(path, sector).problem == "the chain of logical partitions runs in a circle at sector 300"
+    patch(path, 300 * sector, bytes(512))
+    assert table(path, sector).problem == "no extended boot record at sector 300"
 
 
-class TestMbr:
-    """By hand."""
-
-    def test_logical(self) -> None:
-        model = Model(64 * MIB)
-        write_mbr(model, (0, 0x83, 2048, 2048), (0, 5, 8192, 60000), (0x80, 7, 4096, 1000))
-        write_logical(model, 8192, [(0x83, 10240, 2048), (0x0B, 16384, 4096), (0x82, 32768, 100)])
-        found = table(model)
-        assert found.kind == "mbr"
-        assert found.problem is None
-        assert [p.number for p in found.partitions] == [1, 2, 3, 5, 6, 7]
-        assert [(p.start // 512, p.length // 512) for p in found.partitions[3:]] == [
-            (10240, 2048),
-            (16384, 4096),
-            (32768, 100),
-        ]
-        assert [p.type_name for p in found.partitions[3:]] == ["Linux filesystem", "FAT32", "Linux swap"]
-
-    def test_circle_of_logical_ones(self) -> None:
-        model = Model(64 * MIB)
-        write_mbr(model, (0, 5, 8192, 60000))
-        model.write(8192 * 512, boot_record((0, 0x83, 100, 100), (0, 5, 1000, 1000)))
-        model.write(9192 * 512, boot_record((0, 0x83, 100, 100), (0, 5, 0, 1000)))
-        found = table(model)
-        assert [p.number for p in found.partitions] == [1, 5, 6]
-        assert found.problem is not None
-        assert "circle" in found.problem
-
-    def test_far_too_many_logical_ones(self) -> None:
-        model = Model(64 * MIB)
-        write_mbr(model, (0, 5, 2, 100000))
-        write_logical(model, 2, [(0x83, 4 + 4 * i, 2) for i in range(2000)])
-        found = table(model)
-        assert len(found.partitions) == 1 + 1024
-        assert found.problem is not None
-
-    def test_chain_that_breaks_off(self) -> None:
-        model = Model(16 * MIB)
-        write_mbr(model, (0, 5, 8192, 24000))
-        model.write(8192 * 512, boot_record((0, 0x83, 100, 100), (0, 5, 1000, 1000)))
-        found = table(model)
-        assert [p.number for p in found.partitions] == [1, 5]
-        assert found.problem == "no extended boot record at sector 9192"
-        model.write(8192 * 512, boot_record((0, 0x83, 100, 1 << 20), (0, 5, 1 << 31, 1000)))
-        assert table(model).problem is not None
-
-    def test_beyond_the_end(self) -> None:
-        model = Model(MIB)
-        write_mbr(model, (0, 0x83, 1, 4096))
-        assert table(model).problem == "partition 1 reaches beyond the disk"
-
-    @pytest.mark.parametrize(
-        "slots",
-        [
-            [(1, 0x83, 1, 10)],  # a status that is none
-            [(0, 0x83, 0, 10)],  # over the record itself
-            [(0, 0x83, 1, 0)],
-            [(0, 0x83, 1, 10), (0, 0x83, 5, 10)],
-            [],
-        ],
-    )
-    def test_boot_sectors_are_no_tables(self, slots: list[tuple[int, int, int, int]]) -> None:
-        model = Model(MIB)
-        write_mbr(model, *slots)
-        assert table(model).kind == "none"
+def test_no_table() -> None:
+    rng = random.Random(1)
+    for source in (
+        Zeros(0),
+        Zeros(100),
+        Zeros(MIB),
+        Bytes(rng.randbytes(MIB)),
+        Bytes((rng.randbytes(510) + b"\x55\xaa").ljust(MIB, b"\0")),  # a boot sector's code
+        Bytes(boot_record().ljust(MIB, b"\0")),
+        Bytes(boot_record((0, 7, 0, 100)).ljust(MIB, b"\0")),
+        Bytes(boot_record((0, 7, 1, 100), (0, 7, 50, 100)).ljust(MIB, b"\0")),
+        Bytes(boot_record((1, 7, 1, 100)).ljust(MIB, b"\0")),
+    ):
+        assert read_partitions(source).kind == "none"
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 1023, 1024, 4096, 8191, 17 * 1024])
-def test_small_disks(size: int) -> None:
-    for fill in (b"\0", b"\xff", b"\x55\xaa", b"EFI PART"):
-        content = (fill * size)[:size]
-        assert read_partitions(Bytes(content)).kind == "none"
-        with_mbr = (boot_record((0, 0xEE, 1, 100)) + content)[:size]
-        assert read_partitions(Bytes(with_mbr)).partitions == ()
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 1 << 32), st.sampled_from([512, 4096]))
-def test_any_damage(seed: int, sector: int) -> None:
-    """Random bytes over tables: an answer always, and partitions of positive length from 1 on."""
+@pytest.mark.parametrize("seed", range(200))
+def test_any_garbage(tmp_path: Path, seed: int) -> None:
+    """Damage anywhere: an answer, never an exception."""
     rng = random.Random(seed)
-    model = Model(4 * MIB)
+    path = write_gpt(tmp_path / "a.raw", 256 << 10, [(LINUX, 64, 127, "a"), (ESP, 128, 200, "b")])
     if seed % 2:
-        write_gpt(model, [(LINUX, 40, 60, "a"), (LINUX, 70, 90, "b")], sector=sector)
-        places = [0, sector, 2 * sector, model.size - sector, model.size - sector - 128 * 128]
-    else:
-        write_mbr(model, (0, 0x83, 1, 10), (0, 5, 100, 700), sector=sector)
-        write_logical(model, 100, [(0x83, 110, 20), (0x83, 150, 20)], sector=sector)
-        places = [446, 100 * sector + 446, 149 * sector + 446]
-    for _ in range(rng.randrange(1, 5)):
-        place = rng.choice(places) + rng.randrange(64)
-        model.write(place, rng.randbytes(rng.choice((1, 4, 8))))
-    for told in (None, 512, 4096):
-        found = table(model, told)
-        assert all(p.number > 0 and p.start > 0 and p.length > 0 for p in found.partitions)
-        assert len({p.number for p in found.partitions}) == len(found.partitions)
-        assert [p.number for p in found.partitions] == sorted(p.number for p in found.partitions)
+        patch(path, 0, boot_record((0, 0x05, 1, 300), (0, 7, 400, 10)))
+        for at in range(1, 20):
+            patch(path, at * 512, boot_record((0, 7, at, 3), (0, 5, rng.randrange(20), 9)))
+    for _ in range(rng.randrange(1, 6)):
+        patch(path, rng.randrange(0, 16 << 10), rng.randbytes(rng.randrange(1, 9)))
+    os.truncate(path, rng.choice((256 << 10, rng.randrange(256 << 10))))
+    found = table(path)
+    assert len(found.partitions) < 1100
