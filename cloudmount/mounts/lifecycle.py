@@ -92,6 +92,9 @@ def serve(
             _end_for_certain()
             _take_down(path, ended)
             remove_record(records, path)
+            if not ended.is_set():
+                hung = drive.waiting(GRACE_SECONDS)
+                tell(f"{path}: ended while " + (f"{hung} requests hung" if hung else "it was in use"))
         if failure:
             raise CloudMountError(f"the drive at {path} ended: {failure[0]}")
     finally:

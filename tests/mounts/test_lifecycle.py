@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import time
@@ -93,6 +94,7 @@ def test_a_drive_whose_reads_never_come_back_ends(processes: Processes, way: str
     _gone(processes, drive, began)
     for reader in readers:  # they get an error, and nobody waits for ever
         assert reader.process.wait(5) != 0
+    assert re.search(r"ended while \d+ requests hung", drive.said[-2]["told"])
 
 
 def test_fusermount_says_that_it_is_in_use(processes: Processes) -> None:
@@ -112,6 +114,7 @@ def test_a_shell_standing_in_it(processes: Processes) -> None:
     told = _unmounted(processes)
     assert any("in use" in t for t in told)
     _gone(processes, drive, began)
+    assert drive.said[-2] == {"told": f"{processes.at}: ended while it was in use"}
 
 
 def test_a_killed_drive_is_cleared_by_the_next(processes: Processes) -> None:
