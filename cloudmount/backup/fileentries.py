@@ -93,7 +93,7 @@ def make_entry(found: Found) -> tuple[Entry, str | None]:
         original=found.original if found.original != found.name else None,
     )
     if entry.type == "file":
-        entry.size = s.st_size
+        entry.size, entry.links = s.st_size, s.st_nlink
     elif entry.type == "link":
         entry.target = os.readlink(found.path)
     elif entry.type in ("char", "block"):

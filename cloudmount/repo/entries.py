@@ -44,6 +44,8 @@ class Entry:
     device: int | None = None
     target: str | None = None
     hardlink: str | None = None
+    links: int = 1
+    """How many names the file had, inside and outside of what was backed up."""
     rdev: int | None = None
     xattrs: dict[str, bytes] | None = None
     original: str | None = None

@@ -195,7 +195,7 @@ def _entry_attr(opened: OpenedSnapshot, entry: Entry, kind: Kind) -> Attr:
         entry.mode,
         opened.inode(entry.hardlink or entry.path),
         allocated=entry.size if kind is Kind.FILE else 0,
-        nlink=2 if kind is Kind.DIR else 1,
+        nlink=2 if kind is Kind.DIR else entry.links,
         uid=entry.uid,
         gid=entry.gid,
     )
