@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudmount.app.opening import disk_cache
-from cloudmount.app.places import cache_folder, connect, state_folder
+from cloudmount.app.places import cache_folder, connect, records_folder, state_folder
 from cloudmount.blobs.retrying import TRANSFER
 from cloudmount.mounts.driver import DriveOptions, Space
 from cloudmount.mounts.lifecycle import serve
@@ -22,11 +22,6 @@ from cloudmount.tree.drive import Drive
 GIB = 1 << 30
 MOST_CACHE = 10 * GIB
 WORKERS = 8
-
-
-def records_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where records of mounts lie."""
-    return state_folder(environ) / "mounts"
 
 
 def log_file(environ: Mapping[str, str] = os.environ) -> Path:

@@ -38,6 +38,11 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return _folder("XDG_STATE_HOME", os.path.join(".local", "state"), environ)
 
 
+def records_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where records of mounts lie."""
+    return state_folder(environ) / "mounts"
+
+
 def connect(
     address: str,
     environ: Mapping[str, str] = os.environ,

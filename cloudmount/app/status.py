@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from cloudmount.app.mount import records_folder
+from cloudmount.app.places import records_folder
 from cloudmount.mounts.mountpoints import mounted_at
 from cloudmount.mounts.records import read_records, remove_record
 

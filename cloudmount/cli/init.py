@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from cloudmount.cli.options import Common, repository_options
@@ -49,10 +51,11 @@ def command(common: Common, tier: str) -> None:
         ]
     )
     value = {"repo_id": made.repo_id, "recovery_phrase": made.recovery_phrase, "repository": made.address}
-    try:
-        common.out.result(value, text)
-    except (CloudMountError, BrokenPipeError):
+    shown = False
+    with contextlib.suppress(CloudMountError):
+        shown = common.out.result(value, text)
+    if not shown:
         raise CloudMountError(
             f"the repository at {made.address} is made, but nobody read its recovery phrase: standard "
             "output is closed or full; remove the repository and make it again"
-        ) from None
+        )

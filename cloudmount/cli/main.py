@@ -86,14 +86,21 @@ class _Interrupts:
 def run(arguments: Sequence[str]) -> int:
     """Run a command; its exit code."""
     verbose = "--verbose" in arguments
+    context: click.Context | None = None
     try:
-        result = program.main(list(arguments), prog_name="cloudmount", standalone_mode=False)
+        # Not `program.main`: it has own ideas of Ctrl-C and of readers that left.
+        with program.make_context("cloudmount", list(arguments)) as context:
+            result = program.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
-        _tell(_own_words(error.format_message()), getattr(error, "ctx", None))
+        told = getattr(error, "ctx", None) or context
+        where = told.command_path if told is not None else "cloudmount"
+        if told is context and context is not None and context.invoked_subcommand:
+            where += f" {context.invoked_subcommand}"
+        _tell(f"{_own_words(error.format_message())} (see '{where} --help')")
         return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
         goes_on = any(a in GO_ON for a in arguments)
@@ -119,10 +126,9 @@ def _own_words(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _tell(message: str, context: click.Context | None = None) -> None:
-    hint = f" (see '{context.command_path} --help')" if context is not None else ""
+def _tell(message: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(f"cloudmount: error: {plain(message)}{hint}", file=sys.stderr, flush=True)
+        print(f"cloudmount: error: {plain(message)}", file=sys.stderr, flush=True)
 
 
 def _hush() -> None:
@@ -134,8 +140,22 @@ def _hush() -> None:
             warnings.simplefilter("ignore")
 
 
+def _open_streams() -> None:
+    """Give descriptors 0 to 2 a file where there is none (`2>&-`): else the first file opened gets the
+    number, and what is meant for stderr goes into it."""
+    for number, mode in ((0, "r"), (1, "w"), (2, "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        name = ("stdin", "stdout", "stderr")[number]
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def main() -> NoReturn:
     """The console script."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

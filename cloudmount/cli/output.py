@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json as json_module
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -75,18 +76,21 @@ class Output:
         self._above: Callable[[str], None] | None = None
         """Prints a line above a bar that is being drawn."""
 
-    def result(self, value: Any, text: str) -> None:
-        """The result: the JSON document, or `text` (of several lines, names in it made `plain`)."""
+    def result(self, value: Any, text: str) -> bool:
+        """The result: the JSON document, or `text` (of several lines, names in it made `plain`). False
+        when its reader left: what was done is done, and ends with its own exit code."""
         if self.json:
             text = json_module.dumps(value, ensure_ascii=True, indent=None if self.quiet else 2)
         if not text:
-            return
+            return True
         try:
             print(text if self.json else "\n".join(map(plain, text.split("\n"))), flush=True)
         except BrokenPipeError:
-            raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed later
+            return False
         except OSError as error:
             raise CloudMountError(f"standard output can't be written to: {error.strerror}") from None
+        return True
 
     def say(self, text: str) -> None:
         """A remark."""

@@ -13,15 +13,13 @@ from cloudmount.cli.output import seconds_text, size_text
 @click.argument("snapshot", metavar="SNAPSHOT")
 def command(common: Common, snapshot: str) -> None:
     """Show everything about one snapshot."""
-    from cloudmount.app.select import select
+    from cloudmount.app.select import select, split_path
     from cloudmount.app.snapshots import show_json
     from cloudmount.errors import UsageError
 
-    repository = common.open_repository()
-    selected = select(repository, snapshot)
-    if selected.path:
+    if split_path(snapshot)[1]:
         raise UsageError(f"show takes a whole snapshot, not a path in it: see 'cloudmount ls {snapshot}'")
-    s = show_json(selected)
+    s = show_json(select(common.open_repository(), snapshot))
     lines = [
         f"{s['machine']}/{s['name']}",
         f"  id          {s['id']}",

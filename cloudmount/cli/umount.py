@@ -13,7 +13,7 @@ from cloudmount.cli.output import Output
 @click.argument("folder", metavar="DIR")
 def command(out: Output, folder: str) -> None:
     """Take the drive at DIR down, within seconds, also when its store is gone."""
-    from cloudmount.app.mount import records_folder
+    from cloudmount.app.places import records_folder
     from cloudmount.mounts.lifecycle import unmount
     from cloudmount.mounts.mountpoints import resolved
 
