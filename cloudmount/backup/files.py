@@ -14,7 +14,7 @@ from cloudmount.backup.fileentries import HardLinks, make_entry
 from cloudmount.backup.shrinking import ShrinkingSource
 from cloudmount.backup.sources import Found
 from cloudmount.disks.raw import RawDisk
-from cloudmount.errors import UnreadableInputError
+from cloudmount.errors import DamagedError, UnreadableInputError
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.listings import Listing, SmallFile
 from cloudmount.repo.locations import Location
@@ -140,17 +140,30 @@ class FileBackup:
         entry.content = small_content(keys, geometry, entry.size, sink.frames)
         self._parts.add(entry, sink.frames)
 
+    def _give_up(self, error: DamagedError) -> None:
+        """The last snapshot's maps are damaged: from here on files are read again, as without it."""
+        self._job.repository.warn(f"{error}: files are read again")
+        self._previous = None
+
     def _old(self, entry: Entry) -> tuple[int, Entry] | None:
         if self._previous is None:
             return None
-        found = self._previous.lookup(entry.path)
+        try:
+            found = self._previous.lookup(entry.path)
+        except DamagedError as error:
+            self._give_up(error)
+            return None
         return found if found is not None and found[1].type == "file" else None
 
     def _old_stream(self, entry: Entry) -> StreamMap | None:
         old = self._old(entry)
         if old is None or self._previous is None or old[1].first is not None or old[1].hardlink is not None:
             return None
-        stream = self._previous.content(*old)
+        try:
+            stream = self._previous.content(*old)
+        except DamagedError as error:
+            self._give_up(error)
+            return None
         return stream if isinstance(stream, StreamMap) else None
 
     def _unchanged(self, entry: Entry) -> bool:
@@ -164,20 +177,24 @@ class FileBackup:
         )
         if not same or not was.consistent or was.hardlink is not None or was.content is None:
             return False
-        entry.content = was.content
-        content = self._previous.content(*old)
         frames: FrameList = ()
         root: StreamRoot | None = None
-        if isinstance(content, SmallFile):
-            kept = small_file(content, self._job.trust)
-            if kept is None:
-                return False
-            frames = kept
-        elif isinstance(content, StreamMap):
-            built = whole_stream(content, self._previous.snapshot, was.content, self._job.trust)
-            if built is None:
-                return False
-            root = built.root_in_items(self._job.maps)
+        try:
+            content = self._previous.content(*old)
+            if isinstance(content, SmallFile):
+                kept = small_file(content, self._job.trust)
+                if kept is None:
+                    return False
+                frames = kept
+            elif isinstance(content, StreamMap):
+                built = whole_stream(content, self._previous.snapshot, was.content, self._job.trust)
+                if built is None:
+                    return False
+                root = built.root_in_items(self._job.maps)
+        except DamagedError as error:
+            self._give_up(error)
+            return False
+        entry.content = was.content
         self.count += 1
         self._job.progress.add(frames=sum(f is not None for f in frames) if root is None else root.frames)
         self._job.pipeline.then(lambda: self._parts.add(entry, frames, root))

@@ -107,6 +107,17 @@ def _load_index(repository: Repository, dedup: DedupIndex) -> None:
                 dedup.enter(tables, name)
 
 
+def _listing(job: Job) -> Listing | None:
+    """The listing of the last snapshot; None when there is none to go by."""
+    if job.previous is None:
+        return None
+    try:
+        return Listing(job.cache, job.previous)
+    except DamagedError as error:
+        job.repository.warn(f"{error}: all files are read again")
+        return None
+
+
 def run_backup(
     repository: Repository, paths: Sequence[str], options: BackupOptions, progress: BackupProgress
 ) -> BackupResult:
@@ -137,7 +148,7 @@ def run_backup(
         job = Job(
             repository, options, progress, trust, maps, MapCache(repository), pipeline, previous, problems
         )
-        listing = Listing(job.cache, previous) if previous is not None else None
+        listing = _listing(job)
         parts = PartWriter(repository.keys, repository.geometry, maps, trust, listing)
         files, disks = FileBackup(job, listing, parts), DiskBackup(job)
         for found in sources.walk(job.skip):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from cloudmount.crypto.keyring import ZERO_ID, Keyring
 from cloudmount.crypto.slots import canonical
+from cloudmount.errors import DamagedError
 from cloudmount.repo.config import Geometry
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.frames import content_digest, segment_digest
@@ -93,7 +94,10 @@ class PartWriter:
         if not all(self._trust.item(r) for r in refs):
             return None
         if old.locations is not None and self._previous is not None:
-            segment = self._previous.maps.segment(old.locations)
+            try:
+                segment = self._previous.maps.segment(old.locations)
+            except DamagedError:
+                return None
             places = [segment.locate(i) for i in range(segment.frames)]
             if places != [f[1] if f is not None else None for f in self._frames]:
                 return None

@@ -47,16 +47,11 @@ def whole_stream(stream: StreamMap, snapshot: Snapshot, content: str, trust: Tru
 
 
 def small_file(frames: FrameMap, trust: Trust) -> FrameList | None:
-    """The frames of a small file, if all are there and sound; else None."""
+    """The frames of a small file, if all are there and sound; else None. `DamagedError` for its map."""
     count = -(-frames.size // frames.frame_bytes)
     found: list[tuple[bytes, Location] | None] = [None] * count
-    try:
-        for f in frames.present():
-            if not trust.location(f.at) or f.content == ZERO_ID:
-                return None
-            found[f.number] = (f.content, f.at)
-    except StoreUnreachableError:
-        raise
-    except DamagedError:
-        return None
+    for f in frames.present():
+        if not trust.location(f.at) or f.content == ZERO_ID:
+            return None
+        found[f.number] = (f.content, f.at)
     return found
