@@ -8,6 +8,7 @@ every present frame by its own request, opened and compared with its content id.
 from __future__ import annotations
 
 import os
+import random
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,6 +201,36 @@ def compare_entry(stored: Stored, name: str, path: Path) -> None:
     if entry.type == "file":
         assert stored.contents[name] == path.read_bytes()
         assert entry.size == status.st_size
+
+
+def fill(folder: Path, seed: int, common: int = 0) -> Path:
+    """A source with a disk, folders, small files and a large one; half of it the same for each `common`."""
+    mine, shared = random.Random(seed), random.Random(common)
+    folder.mkdir(parents=True)
+    with (folder / "disk.img").open("wb") as f:
+        f.truncate(5 << 20)
+        f.write(
+            bytes(446) + bytes([0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 16, 0, 0]) + bytes(48) + b"\x55\xaa"
+        )
+        f.write(mine.randbytes(200_000))
+        f.seek(3 << 20)
+        f.write(shared.randbytes(300_000))
+    with (folder / "large").open("wb") as f:
+        f.write(shared.randbytes(40 * FRAME))
+        f.seek(1000 * FRAME)
+        f.write(mine.randbytes(40 * FRAME))
+    for n in range(20):
+        (folder / f"small{n}").write_bytes(mine.randbytes(100) + shared.randbytes(5000))
+    (folder / "sub" / "deeper").mkdir(parents=True)
+    (folder / "sub" / "deeper" / "f").write_bytes(b"f")
+    return folder
+
+
+def same(stored: Stored, folder: Path) -> None:
+    """All of a source by `fill` lies under its name."""
+    disk = f"{folder.name}/disk.img"
+    compare_folder(stored, folder, folder.name, skip=frozenset({disk}))
+    assert stored.disks[disk.removesuffix(".img")] == (folder / "disk.img").read_bytes()
 
 
 def flip(store: MemoryStore, name: str, bit: int) -> None:

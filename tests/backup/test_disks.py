@@ -13,8 +13,9 @@ import pytest
 from cloudmount.backup import run
 from cloudmount.blobs.memory import MemoryStore
 from cloudmount.errors import UnreadableInputError
+from cloudmount.repo import streamwriter
 from cloudmount.repo.streams import StreamMap
-from tests.backup.lab import FRAME, PAGE, SEGMENT, Lab, disk_maps, frames_of, objects
+from tests.backup.lab import FRAME, PACK, PAGE, SEGMENT, Lab, disk_maps, frames_of, objects
 from tests.disks.disk_model import Model
 from tests.disks.vhdx_writer import FULL, PARTIAL, ZERO, VhdxFile
 
@@ -332,31 +333,32 @@ def test_several_disks_and_their_sections(tmp_path: Path) -> None:
     lab.clean()
 
 
-def test_gathering(tmp_path: Path) -> None:
-    """A segment that lies in more than 96 packs is gathered into fewer, once, and reads the same."""
+def test_gathering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that lies in too many packs (here 40) is gathered into fewer, and reads the same."""
+    monkeypatch.setattr(streamwriter, "MAX_SEGMENT_BIRTHS", 40)
+    monkeypatch.setattr(streamwriter, "GATHER_TO", 34)
     content = bytearray(random.Random(8).randbytes(SEGMENT))
     image = tmp_path / "disk.img"
     image.write_bytes(content)
     lab = Lab(tmp_path)
     rng = random.Random(9)
-    packs = []
-    new = []
-    frames = SEGMENT // FRAME
-    for _ in range(130):
-        for frame in rng.sample(range(frames), 4):
+    packs, new = [], []
+    for _ in range(30):
+        for frame in rng.sample(range(SEGMENT // FRAME), 4):
             content[frame * FRAME : frame * FRAME + 8] = rng.randbytes(8)
         image.write_bytes(content)
-        result = lab.backup(image, journal=lab.journal)
+        result = lab.backup(image)
         (stream,) = disk_maps(lab.repository, lab.snapshot(result.key)).values()
         segment = stream.segment(0)
         assert segment is not None
         packs.append(len(segment.births))
         new.append(result.progress.new_frames)
-    assert max(packs) <= 98
-    gathered = [n for n in range(1, 130) if packs[n] < packs[n - 1] - 20]
-    assert gathered
-    assert all(20 < new[n] < 250 for n in gathered), [new[n] for n in gathered]
-    assert all(new[n] <= 4 for n in range(1, 130) if n not in gathered)
+    assert packs[0] in (SEGMENT // PACK, SEGMENT // PACK + 1)
+    gathered = [n for n in range(1, 30) if new[n] > 4]
+    assert len(gathered) >= 2
+    assert max(packs) <= 42
+    assert all(packs[n] < packs[n - 1] for n in gathered if n > 1)
+    assert all(new[n] < 100 for n in gathered)
     assert _disk(lab, result) == content
     lab.clean()
 
