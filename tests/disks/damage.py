@@ -102,6 +102,7 @@ def vhdx_fields(file: VhdxFile, log: Log | None = None, entries: tuple[int, ...]
         "header",
         lay.headers,
         tuple((at, 4 * KIB, 4) for at in lay.headers),
+        unchecked=() if log is None else ("log_guid",),  # zero means that the log is done with
     )
     fields += _fields(r.Header, "first header", lay.headers[:1])
     table = tuple((at, 64 * KIB, 4) for at in lay.region_tables)
