@@ -8,8 +8,10 @@ ends by `os._exit`: threads that a dead store holds must not keep it.
 from __future__ import annotations
 
 import _thread
+import codecs
 import contextlib
 import importlib
+import locale
 import os
 import signal
 import sys
@@ -153,15 +155,30 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
+def _speak_utf8() -> None:
+    """Start again in UTF-8 mode where the locale has another encoding.
+
+    Names are kept as their bytes read as UTF-8. In Latin-1 or ASCII Python would read the same bytes
+    as other text, and could not write the names that others backed up.
+    """
+    if sys.platform != "win32" and sys.getfilesystemencoding() != "utf-8":
+        again = ["-P", "-X", "utf8", "-m", "cloudmount"]
+        os.execv(sys.executable, [sys.executable, *again, *sys.argv[1:]])  # noqa: S606  # ourselves
+
+
 def main() -> NoReturn:
     """The console script."""
     _open_streams()
+    _speak_utf8()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            # A name that is not text in this encoding must not end a backup.
-            utf8 = getattr(stream, "encoding", "").lower().replace("-", "") == "utf8"
-            reconfigure(errors="surrogateescape" if utf8 and sys.platform != "win32" else "backslashreplace")
+            # A name that is not text in the terminal's encoding must not end a backup.
+            encoding = codecs.lookup(locale.getencoding()).name
+            if encoding == "ascii":  # the locale C, as in cron: who set no locale, as Python sees it
+                encoding = "utf-8"
+            utf8 = sys.platform != "win32" and encoding == "utf-8"
+            reconfigure(encoding=encoding, errors="surrogateescape" if utf8 else "backslashreplace")
     _Interrupts().install()
     _hush()
     code = run(sys.argv[1:])

@@ -41,6 +41,7 @@ class Console:
             env={**self.environment, **environ},
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             timeout=100,
             check=False,
             stdin=subprocess.DEVNULL,
