@@ -152,9 +152,7 @@ class RawDisk:
                 return offset if whence == "SEEK_DATA" else end  # this file system can't tell
             found = end  # no data up to the end of the file
             if not self.is_block_device and os.fstat(self._fd).st_size < self.size:
-                raise ShrankError(
-                    f"{self.path}: shrank from {self.size} bytes while it was read"
-                ) from None
+                raise ShrankError(f"{self.path}: shrank from {self.size} bytes while it was read") from None
         return min(max(found, offset), end)
 
     def close(self) -> None:
