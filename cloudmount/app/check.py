@@ -11,9 +11,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, StoreError, UsageError
@@ -33,11 +34,13 @@ from cloudmount.repo.names import (
     pack_name,
     parse_snapshot_name,
 )
-from cloudmount.repo.packs import INDEX_LIMIT, open_index
+from cloudmount.repo.packs import INDEX_LIMIT, PackTable, open_index
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
 from cloudmount.repo.trust import Trust, look
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -127,6 +130,7 @@ class _Check:
         self.seed = random.getrandbits(63) if seed is None else seed
         self.progress = progress
         self.findings = Findings()
+        self.wrong_once = 0
         self.damage = Damage()
         """Found now."""
         self.recorded = Damage()
@@ -134,7 +138,7 @@ class _Check:
 
     def run(self) -> CheckResult:
         began = time.monotonic()
-        wrong = configs_agree(self.store)
+        wrong = configs_agree(self.store) and configs_agree(self.store)
         if wrong is not None:
             self.findings.add("", Spot(CONFIG, 0, 0, wrong))
         # Snapshots are listed first: what they name was written before them, so that it is in later
@@ -155,10 +159,10 @@ class _Check:
         finally:
             references.close()
         self._history(snapshots)
-        if data.wrong_once:
+        wrong_once = self.wrong_once + maps.wrong_once + data.wrong_once
+        if wrong_once:
             self.notices.append(
-                f"{data.wrong_once} pieces came wrong, and right when read again: something on the way "
-                "alters bytes"
+                f"{wrong_once} pieces came wrong, and right when read again: something alters them on the way"
             )
         spare = {pack: size for pack, size in trust.packs.items() if pack not in maps.used_packs}
         untold = sum(1 for pack in trust.packs if pack in maps.used_packs and pack not in indexed)
@@ -188,10 +192,19 @@ class _Check:
             seconds=time.monotonic() - began,
         )
 
+    def _twice(self, attempt: Callable[[], T]) -> T:
+        """What fails is read once more: it may be the line that altered it."""
+        try:
+            return attempt()
+        except DamagedError:
+            value = attempt()
+            self.wrong_once += 1
+            return value
+
     def _damage_objects(self) -> None:
         for info in self.store.list(DAMAGE):
             try:
-                one = open_damage(self.repository, info)
+                one = self._twice(partial(open_damage, self.repository, info))
             except (DamagedError, BlobMissingError) as error:
                 self.findings.add("", Spot(info.name, 0, info.size, _short(error, info.name)))
             else:
@@ -216,7 +229,7 @@ class _Check:
             for key, layouts in keys.items():
                 for _, info in sorted(layouts, key=lambda layout: layout[0]):
                     try:
-                        opened[key] = self.repository.load(info)
+                        opened[key] = self._twice(partial(self.repository.load, info))
                     except (DamagedError, BlobMissingError) as error:
                         failed.append((key, str(error)))
             machine = next((s.machine for s in opened.values()), tag)
@@ -244,7 +257,7 @@ class _Check:
             try:
                 if info.size > INDEX_LIMIT:
                     raise DamagedError(f"{info.name} is larger than an index object is")
-                tables = open_index(self.repository.keys, info.name, self.store.read(info.name))
+                tables = self._twice(partial(self._index, info.name))
             except (DamagedError, BlobMissingError) as error:
                 self.findings.add("", Spot(info.name, 0, info.size, _short(error, info.name)))
                 continue
@@ -259,6 +272,9 @@ class _Check:
                     continue
                 self.findings.add("", Spot(pack_name(table.id), min(size or 0, table.size), 0, why))
         return indexed
+
+    def _index(self, name: str) -> list[PackTable]:
+        return open_index(self.repository.keys, name, self.store.read(name))
 
     def _data(
         self, data: DataCheck, references: References, trust: Trust, snapshots: Sequence[_Named]

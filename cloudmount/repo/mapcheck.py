@@ -90,6 +90,8 @@ class MapCheck:
             FACTS_BYTES, lambda f: 400 + f.blocks.bit_length() // 8 + 100 * len(f.bad)
         )
         self._parts: dict[Part, tuple[Spot, ...]] = {}
+        self.wrong_once = 0
+        """Items that came wrong and, read again, right."""
         self.used_packs: set[bytes] = set()
         self.used_maps: set[bytes] = set()
 
@@ -129,7 +131,9 @@ class MapCheck:
             try:
                 return decode(self._repository.item(kind, ref))
             except DamagedError:  # perhaps the line's doing, and what is entered as damage stays so
-                return decode(self._repository.item(kind, ref))
+                value = decode(self._repository.item(kind, ref))
+                self.wrong_once += 1
+                return value
         except DamagedError:
             self._damage.add_item(ref)
             self._findings.add("", Spot(map_name(ref.map), ref.offset, ref.length, ITEM_FAILED))
@@ -317,7 +321,7 @@ class MapCheck:
             entries = listing.entries(number)
         except DamagedError:
             self._item(ITEM_ENTRIES, part.entries, lambda data: data)  # enters what is wrong with the item
-            raise
+            entries = listing.entries(number)
         if len(entries) != part.count:
             raise DamagedError("it has another count of names")
         return entries

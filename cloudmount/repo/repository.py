@@ -6,6 +6,7 @@ Decided here and only here: which requests finding and opening a snapshot takes
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -224,7 +225,9 @@ class Repository:
         _, reader, head = self._open_head(snapshot.name, snapshot.total_length)
         offset, length = snapshot.section_range(number)
         if offset + length <= len(head):
-            return reader.open(number, head[offset : offset + length])
+            # Of what is kept only section 0 was proved: another that came wrong is fetched alone.
+            with contextlib.suppress(DamagedError):
+                return reader.open(number, head[offset : offset + length])
         return self.sealed(
             f"{snapshot.name}@{offset}+{length}",
             lambda: self.store.read(snapshot.name, offset, length),
