@@ -19,7 +19,7 @@ from cachetools import LRUCache
 from cloudmount.extents import BlockSource
 
 PAGE = 64 * 1024  # bytes: 8,192 VHDX BAT entries, 16 GiB of disk at 2 MiB blocks
-BUDGET = 8 * 1024 * 1024  # bytes of pages one container keeps
+BUDGET = 2 * 1024 * 1024  # bytes of pages one container keeps; a chain has one for each file
 
 
 class Pages:

@@ -190,7 +190,7 @@ class VhdImage:
             times = (parent.footer.time_stamp, int(parent.modified) - r.EPOCH)
             stamp = header.parent_time_stamp
             if stamp and all(abs(stamp - time) > 2 for time in times):  # 2 s: FAT's resolution
-                return "its time stamp is another: it was written to after the child was made"
+                return "its time stamp is another: it was written to, or copied without its time, since then"
             return None
 
         described = repr((relative + absolute + names or ["without a path"])[0])

@@ -25,6 +25,7 @@ from cloudmount.disks.vhdx_log import replayed
 from cloudmount.disks.vhdx_metadata import linkages, read_parameters
 
 _HERE = (r.BlockState.FULLY_PRESENT, r.BlockState.PARTIALLY_PRESENT)
+_STATES = {int(state): state for state in r.BlockState}
 
 
 class VhdxImage:
@@ -114,14 +115,12 @@ class VhdxImage:
 
     def _state(self, entry: int, index: int) -> r.BlockState:
         """The state of a payload block's entry (2.5.1)."""
+        state = _STATES.get(entry & (r.BAT_STATE_MASK | r.BAT_RESERVED_MASK))
+        if state is not None:
+            return state
         if entry & r.BAT_RESERVED_MASK:
             raise broken(self.path, f"BAT entry {index}", f"its reserved bits are not 0 ({entry:#x})")
-        try:
-            return r.BlockState(entry & r.BAT_STATE_MASK)
-        except ValueError:
-            raise broken(
-                self.path, f"BAT entry {index}", f"unknown state {entry & r.BAT_STATE_MASK}"
-            ) from None
+        raise broken(self.path, f"BAT entry {index}", f"unknown state {entry & r.BAT_STATE_MASK}")
 
     def _position(self, entry: int, index: int, length: int) -> int:
         """Where the `length` bytes of a stored block lie."""
@@ -132,10 +131,13 @@ class VhdxImage:
                 f"BAT entry {index}",
                 f"{length} bytes at {at} are beyond the file's {self.file.size}; it was cut short",
             )
-        # The region before the block's end is the only one that can reach into it.
-        region = self._regions.taken[bisect_right(self._starts, at + length - 1) - 1]
-        if region.end > at:
-            raise broken(self.path, f"BAT entry {index}", f"its block at {at} is inside the {region.name}")
+        if at < self._regions.taken[-1].end:
+            # The region before the block's end is the only one that can reach into it.
+            region = self._regions.taken[bisect_right(self._starts, at + length - 1) - 1]
+            if region.end > at:
+                raise broken(
+                    self.path, f"BAT entry {index}", f"its block at {at} is inside the {region.name}"
+                )
         return at
 
     def _bitmap_position(self, chunk: int) -> int:
@@ -171,7 +173,7 @@ class VhdxImage:
             at = end
 
     def verify(self) -> None:
-        """See `chain.Image`. Linear in the BAT: 0.3 s for 64 TiB of nothing at 1 MiB blocks."""
+        """See `chain.Image`. Linear in the BAT: 1 s for a million blocks, as long for 64 TiB of nothing."""
         used = bytearray(-(-self.file.size // r.MIB))
         quiet = (0, int(r.BlockState.ZERO))
         for first, raw in self._bat.slices():
@@ -186,7 +188,8 @@ class VhdxImage:
         bitmap = number == self._ratio
         if bitmap and self.link is None:
             return  # there for nothing: nobody reads it
-        if self._state(entry, index) not in _HERE:
+        state = self._state(entry, index)
+        if state not in _HERE:
             return
         if bitmap:
             length = r.SECTOR_BITMAP_LENGTH
@@ -195,6 +198,8 @@ class VhdxImage:
             if block * self._block >= self.size:
                 return  # past the last block, where a differencing BAT fills up its chunk
             length = self._used(block)
+            if state is r.BlockState.PARTIALLY_PRESENT and self.link is not None:
+                self._bitmap_position(chunk)
         first = self._position(entry, index, length) // r.MIB
         last = first + -(-length // r.MIB)
         if used.find(1, first, last) >= 0:
