@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudmount.app.opening import disk_cache
-from cloudmount.app.places import cache_folder, connect, records_folder, state_folder
+from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.blobs.retrying import TRANSFER
 from cloudmount.mounts.driver import DriveOptions, Space
 from cloudmount.mounts.lifecycle import serve
@@ -54,6 +54,7 @@ def mount(
     """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns."""
     from cloudmount.mounts.refuse_driver import RefuseDrive
 
+    make_folders(environ)
     store = connect(
         address,
         environ,

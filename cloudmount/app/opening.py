@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cloudmount.app.places import cache_folder, connect
+from cloudmount.app.places import cache_folder, connect, make_folders
 from cloudmount.blobs.retrying import TRANSFER, RetryPolicy
 from cloudmount.blobs.store import BlobStore
 from cloudmount.errors import NoRepositoryError, TargetExistsError
@@ -60,6 +60,7 @@ def open_repository(
     connections: int = 16,
 ) -> Repository:
     """The repository at `address`. `cached` keeps snapshots and maps between commands."""
+    make_folders(environ)
     store = connect(address, environ, policy=policy, bandwidth=bandwidth, connections=connections)
     try:
         repository = Repository.open(store, passphrase, tell=tell)

@@ -6,6 +6,7 @@ for what is to be done. Pure but for the environment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,14 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """The rest that is kept; nothing there is needed to restore."""
     return _folder("XDG_STATE_HOME", os.path.join(".local", "state"), environ)
+
+
+def make_folders(environ: Mapping[str, str] = os.environ) -> None:
+    """Make both, for their owner only (docs/security.md). Where that fails nothing is kept."""
+    for folder in (cache_folder(environ), state_folder(environ)):
+        with contextlib.suppress(OSError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def records_folder(environ: Mapping[str, str] = os.environ) -> Path:

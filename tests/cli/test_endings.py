@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -256,12 +257,14 @@ def test_every_usage_error_is_one_line_with_a_hint(console: Console) -> None:
 
 
 def test_help_and_version_start_quickly(console: Console) -> None:
+    """In seconds of processor, so that a busy machine doesn't count. Measured: 0.04, 0.06 and 0.1."""
     for arguments, most in ((["--version"], 0.15), (["--help"], 0.25), (["status"], 0.4)):
         times = []
         for _ in range(6):
-            began = time.perf_counter()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = console.run(*arguments)
-            times.append(time.perf_counter() - began)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
             assert done.stderr == ""
         assert min(times) < most, (arguments, times)
 
