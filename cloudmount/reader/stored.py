@@ -17,9 +17,9 @@ from typing import TypeVar
 
 from cloudmount.errors import BlobMissingError, DamagedError, StoreTimeoutError, StoreUnreachableError
 from cloudmount.extents import Extent, check_range, merged
-from cloudmount.reader.fetching import GROUP, Fetched, FrameReader, Member
+from cloudmount.reader.fetching import GROUP, WINDOW, Fetched, FrameReader, Member
 from cloudmount.reader.flights import Flight, Key
-from cloudmount.reader.readahead import Ahead, Readahead
+from cloudmount.reader.readahead import NOTHING, Ahead, Readahead
 from cloudmount.reader.runs import coalesce
 from cloudmount.repo.frames import FrameMap
 from cloudmount.repo.locations import Location
@@ -32,8 +32,6 @@ T = TypeVar("T")
 
 SLICE = 4 << 20
 """Bytes of a large read that are gathered at once; also the most that one request of readahead asks for."""
-WINDOW = 16 << 20
-"""The most that is fetched ahead of one sequential reader: four such requests in flight."""
 NEAR = 256 << 10
 """Bytes of neighbours that a random read brings with the same request, while that is of use. Opening must
 stay under 1 MiB (FORMAT.md section 10): up to 384 KiB of snapshot object are before it."""
@@ -62,7 +60,6 @@ class StoredSource:
         self._frame = frame_map.frame_bytes
         self._frames = -(-self.size // self._frame)
         self._slice = max(1, SLICE // self._frame)
-        self._chunk = max(1, min(SLICE, reader.table.limit // 16) // self._frame)
         longest = min(WINDOW, reader.table.limit // 4) // self._frame
         self._readahead = Readahead(self._frames, near=min(NEAR // self._frame, 64), longest=longest)
         self._last = -1
@@ -83,8 +80,7 @@ class StoredSource:
             plain = self._table.get((self._ident, first))
             if plain is not None:
                 if first != self._last:
-                    self._last = first
-                    self._schedule(self._readahead.read(first, first + 1))
+                    self._note(first, first + 1)
                 return plain[start : start + length]
         parts: list[bytes | memoryview] = []
         end = offset + length
@@ -239,7 +235,8 @@ class StoredSource:
                 absent.append(n)
             found[n] = plain
         if not absent:
-            self._note(first, stop, once)
+            if once:
+                self._note(first, stop)
             return list(found.values())
         if once and outage and outage.covers((ident, n) for n in absent):
             raise _Remembered(
@@ -248,7 +245,7 @@ class StoredSource:
             )
         places = self._places(absent, deadline)
         wanted = {n: at for n, at in places.items() if at is not None}
-        ahead = self._readahead.read(first, stop) if once else Ahead(0, 0, 0)
+        ahead = self._ahead_of(first, stop) if once else NOTHING
         if wanted:
             flights = self._demand(wanted, found, ahead.near, stop, deadline)
             self._schedule(ahead)
@@ -258,11 +255,6 @@ class StoredSource:
             self._schedule(ahead)
         self._last = stop - 1
         return list(found.values())
-
-    def _note(self, first: int, stop: int, once: bool) -> None:
-        if once:
-            self._last = stop - 1
-            self._schedule(self._readahead.read(first, stop))
 
     def _demand(
         self,
@@ -335,13 +327,23 @@ class StoredSource:
 
     # Readahead
 
+    def _note(self, first: int, stop: int) -> None:
+        """Frames that were in memory are being read."""
+        self._last = stop - 1
+        self._schedule(self._ahead_of(first, stop))
+
+    def _ahead_of(self, first: int, stop: int) -> Ahead:
+        return self._readahead.read(first, stop, self._reader.pace.limit // self._frame)
+
     def _schedule(self, ahead: Ahead) -> None:
         """Have workers fetch ahead, unless the store is silent or they have enough to do."""
         if ahead.first >= ahead.stop or self._reader.outage:
             return
         ends = time.monotonic() + self._reader.io_timeout
-        for first in range(ahead.first, ahead.stop, self._chunk):
-            stop = min(first + self._chunk, ahead.stop)
+        # Four requests to a window: the first frames of a slow link's come soon.
+        chunk = max(1, min(SLICE, self._reader.pace.limit // 4, self._table.limit // 16) // self._frame)
+        for first in range(ahead.first, ahead.stop, chunk):
+            stop = min(first + chunk, ahead.stop)
             if all(self._table.there((self._ident, n)) or self._is_absent(n) for n in range(first, stop)):
                 continue
             job = functools.partial(self._fetch_ahead, first, stop, ends)

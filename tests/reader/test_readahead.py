@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudmount.reader.readahead import NOTHING, STREAMS, Ahead, Readahead
+from cloudmount.reader.readahead import NOTHING, STREAMS, Ahead, Pace, Readahead
 
 MANY = 1 << 20
 
@@ -98,6 +98,32 @@ def test_what_was_refused_is_told_again() -> None:
     readahead.refused(ahead)
     again = readahead.read(2, 3)
     assert again.first == ahead.first
+
+
+def test_a_slow_link_is_not_given_more_than_it_carries() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    told = [readahead.read(n, n + 1, 8) for n in range(300)]
+    assert max(a.stop - n for n, a in enumerate(told, 1) if a.first < a.stop) <= 8
+
+
+def settled(rate: float, trip: float) -> int:
+    """Where the pace goes on a link of `rate` plain bytes a second, one reader's window under way."""
+    pace = Pace(16 << 20)
+    for _ in range(3):
+        pace.took(trip)  # the first requests are small
+    for _ in range(200):
+        pace.took(trip + pace.limit / rate)
+    return pace.limit
+
+
+def test_the_pace_is_the_link_s() -> None:
+    assert settled(1e9, 0.001) == 16 << 20  # a folder
+    assert settled(25e6, 0.04) < 16 << 20
+    # Enough for a round trip, little more than the delay allows.
+    for rate, trip in ((25e6, 0.04), (6e6, 0.06)):
+        assert rate * trip <= settled(rate, trip) <= max(512 << 10, rate * 2.5 * Pace.DELAY)
+    assert settled(25e6, 0.6) > 512 << 10  # a long way is no slow line
+    assert settled(1e5, 0.1) == 512 << 10
 
 
 @given(
