@@ -162,22 +162,23 @@ def test_a_restore_that_was_killed_goes_on(console: Console, tmp_path: Path) -> 
 
 def test_ctrl_c_in_a_backup_loses_only_what_was_in_flight(console: Console, tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
-    raw.write_bytes(os.urandom(160 << 20))
-    command = [PROGRAM, "backup", "--name", "srv", str(raw), "--bandwidth", "24M", "--quiet"]
+    raw.write_bytes(os.urandom(288 << 20))
+    command = [PROGRAM, "backup", "--name", "srv", str(raw), "--bandwidth", "48M", "--quiet"]
     running = subprocess.Popen(command, env=console.environment, stderr=subprocess.PIPE, text=True)
     packs = Path(console.repo) / "packs"
-    while sum(1 for p in packs.glob("*/*")) < 2:
+    while sum(1 for p in packs.glob("*/*")) < 5:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     began = time.monotonic()
-    assert running.wait(20) == 130
-    assert time.monotonic() - began < 10
+    assert running.wait(40) == 130
+    assert time.monotonic() - began < 20  # a second, when nothing else runs
     assert running.stderr is not None
     assert "interrupted" in running.stderr.read()
     running.stderr.close()
     stored = sum(p.stat().st_size for p in packs.glob("*/*"))
     value = console.json("backup", "--name", "srv", str(raw))
-    assert value["stored_bytes"] < (161 << 20) - stored + 100_000
+    in_flight = 3 * (33 << 20)  # stored, and perhaps not yet in the journal
+    assert value["stored_bytes"] < (289 << 20) - stored + in_flight
     assert console.json("check", "--read-data")["ok"]
 
 
