@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -39,6 +40,9 @@ from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
 from cloudmount.repo.trust import Trust, look
+
+WORKERS = 8
+"""Threads that read and prove; in memory are at most as many ranges of 4 MiB."""
 
 T = TypeVar("T")
 
@@ -149,14 +153,16 @@ class _Check:
         trust = look(self.repository, self.recorded)
         snapshots = self._open(infos)
         references = References(self.percent or 0.0, self.seed)
+        pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="check")
         try:
-            maps = MapCheck(self.repository, trust, self.damage, self.findings, references)
+            maps = MapCheck(self.repository, trust, self.damage, self.findings, references, pool)
             self._maps(snapshots, maps)
             indexed = self._indexes(indexes, trust)
-            data = DataCheck(self.repository, self.damage, self.findings, self.progress.read)
+            data = DataCheck(self.repository, self.damage, self.findings, self.progress.read, pool)
             if self.percent is not None:
                 self._data(data, references, trust, snapshots)
         finally:
+            pool.shutdown(cancel_futures=True)
             references.close()
         self._history(snapshots)
         wrong_once = self.wrong_once + maps.wrong_once + data.wrong_once

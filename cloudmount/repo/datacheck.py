@@ -13,6 +13,7 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -32,8 +33,8 @@ from cloudmount.repo.payload import METADATA_LIMIT, inflate_frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.structures import HEADER_BYTES, KIND_MAP, TRAILER_BYTES, Trailer
 
-WORKERS = 4
-"""Packs read at once, each by ranges of at most `RANGE_BYTES`."""
+AHEAD = 8
+"""Packs begun at once, each read by one range of at most `RANGE_BYTES` after another."""
 RANGE_BYTES = 4 << 20
 GAP_BYTES = 256 << 10
 """Frames so near each other are read in one range, when not all are wanted."""
@@ -163,12 +164,13 @@ class DataCheck:
         damage: Damage,
         findings: Findings,
         read: Callable[[int, int], None],
+        pool: Executor,
     ) -> None:
-        """`read` is called, on any thread, with frames and bytes read since it was called last."""
+        """`pool` reads; `read` is called, on any thread, with frames and bytes read since the last call."""
         self._store, self._keys = repository.store, repository.keys
         self._frame = repository.geometry.frame
         self._damage, self._findings = damage, findings
-        self._read = read
+        self._read, self._pool = read, pool
         self.bad: dict[Location, str] = {}
         self.wrong_once = 0
         """Pieces that came wrong and, read again, right."""
@@ -176,7 +178,9 @@ class DataCheck:
     def frames(self, references: References, packs: dict[bytes, int], whole: bool) -> None:
         """Read the frames of `references`; with `whole` all of every pack in `packs` (ids to sizes)."""
         ids = list(dict.fromkeys([*references.packs(), *packs])) if whole else references.packs()
-        for _ in in_order(WORKERS, lambda id: self._pack(id, packs, references.of_pack(id), whole), ids):
+        for _ in in_order(
+            self._pool, AHEAD, lambda id: self._pack(id, packs, references.of_pack(id), whole), ids
+        ):
             pass
 
     def _pack(self, id: bytes, packs: dict[bytes, int], wanted: Sequence[Reference], whole: bool) -> None:
@@ -241,7 +245,7 @@ class DataCheck:
 
     def maps(self, maps: dict[bytes, int]) -> None:
         """Read every map object (ids to sizes) to its last byte."""
-        for _ in in_order(WORKERS, lambda id: self._map(id, maps[id]), maps):
+        for _ in in_order(self._pool, AHEAD, lambda id: self._map(id, maps[id]), maps):
             pass
 
     def _map(self, id: bytes, size: int) -> None:

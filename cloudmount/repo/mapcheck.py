@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -41,8 +42,8 @@ from cloudmount.repo.structures import (
 )
 from cloudmount.repo.trust import Trust
 
-WORKERS = 8
-"""Segments read at once: two requests each of 20 to 170 KiB."""
+AHEAD = 16
+"""Segments begun at once: two requests each of 20 to 170 KiB."""
 FACTS_BYTES = 64 << 20
 
 ITEM_FAILED = "item does not open"
@@ -78,13 +79,19 @@ class _Facts:
 
 class MapCheck:
     """Proves snapshots, one after another. `trust` tells what objects there are; unsound items enter
-    `damage`, and what is wrong with objects `findings`."""
+    `damage`, and what is wrong with objects `findings`. `pool` reads."""
 
     def __init__(
-        self, repository: Repository, trust: Trust, damage: Damage, findings: Findings, frames: FrameTaker
+        self,
+        repository: Repository,
+        trust: Trust,
+        damage: Damage,
+        findings: Findings,
+        frames: FrameTaker,
+        pool: Executor,
     ) -> None:
         self._repository, self._trust, self._damage, self._frames = repository, trust, damage, frames
-        self._findings = findings
+        self._findings, self._pool = findings, pool
         self._maps = MapCache(repository)
         self._facts: LoadingCache[tuple[ItemRef, ItemRef, int], _Facts] = LoadingCache(
             FACTS_BYTES, lambda f: 400 + f.blocks.bit_length() // 8 + 100 * len(f.bad)
@@ -236,7 +243,7 @@ class MapCheck:
 
         known: int | None = 0
         for (number, _), facts in zip(
-            page.segments.items(), in_order(WORKERS, prove, page.segments.items()), strict=True
+            page.segments.items(), in_order(self._pool, AHEAD, prove, page.segments.items()), strict=True
         ):
             here = number * geometry.segment
             covered = min(geometry.segment, size - here)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -83,7 +84,8 @@ def test_ahead_in_order() -> None:
             yield n
 
     taken = 0
-    for n, result in enumerate(in_order(3, work, items())):  # type: ignore[arg-type]  # a generator of int
+    pool = ThreadPoolExecutor(3)
+    for n, result in enumerate(in_order(pool, 6, work, items())):  # type: ignore[arg-type]  # a generator of int
         assert result == n * n
         taken += 1
         assert len(begun) <= taken + 6
@@ -101,10 +103,13 @@ def test_ahead_fails_and_ends() -> None:
         return n
 
     with pytest.raises(DamagedError, match="five"):
-        [*in_order(2, work, range(1000))]
+        [*in_order(ThreadPoolExecutor(2), 4, work, range(1000))]
     assert len(done) < 15
-    before = threading.active_count()
-    for n in in_order(2, lambda n: n, range(100)):
+    begun: list[int] = []
+    for n in in_order(ThreadPoolExecutor(2), 4, lambda n: begun.append(n) or n, range(100)):
         if n == 3:
             break
-    assert threading.active_count() <= before + 2
+    assert len(begun) <= 8
+    here = threading.get_ident()
+    assert [*in_order(ThreadPoolExecutor(2), 4, lambda n: threading.get_ident(), [1])] == [here]
+    assert [*in_order(ThreadPoolExecutor(2), 4, work, [])] == []
