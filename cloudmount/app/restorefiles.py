@@ -70,6 +70,8 @@ class FileRestore:
         self._journal, self._progress = journal, progress
         self._frame = repository.geometry.frame
         self.damaged: list[tuple[Path, CloudMountError]] = []
+        self._base = 0
+        """`done_bytes` when the file being written was begun: a large one counts as it grows."""
         """Files that were not restored, because some of what is stored of them is damaged."""
 
     def run(self, outputs: Sequence[Output]) -> None:
@@ -120,6 +122,9 @@ class FileRestore:
                     if at <= output:
                         fd = self._open(outputs[at])
                 write_all(fd, plain, number * self._frame)
+                self._progress.done_bytes = self._base + min(
+                    outputs[output][1].size, number * self._frame + len(plain)
+                )
                 pending += len(plain)
                 if pending >= SYNC_BYTES or len(unsynced) >= SYNC_FILES:
                     self._sync(unsynced)
@@ -137,6 +142,7 @@ class FileRestore:
     def _open(self, output: Output) -> int:
         _, entry, path, _ = output
         self._progress.current = os.fspath(path)
+        self._base = self._progress.done_bytes
         if self._journal.found and os.path.lexists(path):
             path.unlink()  # begun by the run before, not finished
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -151,9 +157,10 @@ class FileRestore:
         if bad is not None:  # never zeros of the right length
             path.unlink()
             self.damaged.append((path, bad))
+            self._progress.done_bytes = self._base
             return
         self._attributes(entry, path)
-        self._progress.done_bytes += entry.size
+        self._progress.done_bytes = self._base + entry.size
         self._progress.files += 1
         unsynced.append((path, below))
 
