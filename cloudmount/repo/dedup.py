@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS packs(
 CREATE TABLE IF NOT EXISTS frames(
   id BLOB PRIMARY KEY, pack INTEGER NOT NULL, at INTEGER NOT NULL, length INTEGER NOT NULL,
   number INTEGER NOT NULL, epoch INTEGER, salt BLOB, crc INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS frames_by_pack ON frames(pack);
+CREATE INDEX IF NOT EXISTS frames_by_pack ON frames(pack, at);
 CREATE TABLE IF NOT EXISTS indexes(name TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _UPSERT = """
@@ -38,7 +38,7 @@ ON CONFLICT(id) DO UPDATE SET pack=excluded.pack, at=excluded.at, length=exclude
   number=excluded.number, epoch=excluded.epoch, salt=excluded.salt, crc=excluded.crc
   WHERE pack NOT IN (SELECT no FROM temp.trusted)
 """
-VERSION = 2
+VERSION = 3
 _PLACE = struct.Struct("<QQQq")
 _UNUSABLE = (sqlite3.DatabaseError, struct.error, TypeError)
 """What reading a broken file can raise: its own errors, and values of other types than were written."""
@@ -122,6 +122,12 @@ class DedupIndex:
         for no, id, epoch, salt, size in rows:
             if self._trust_in.packs.get(bytes(id)) == size:
                 self._trust(no, bytes(id), Birth(epoch, bytes(salt)))
+        numbers = {id: no for no, (id, _) in self._packs.items()}
+        damaged = [(numbers[id], at) for id, at in self._trust_in.damage.frames if id in numbers]
+        if damaged:  # forgotten, so that what is stored anew for them can take their place
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("DELETE FROM frames WHERE pack=? AND at=?", damaged)
 
     def _trust(self, no: int, id: bytes, birth: Birth) -> None:
         self._packs[no] = (id, birth)
@@ -167,7 +173,9 @@ class DedupIndex:
         assert no is not None
         if self._trust_in.packs.get(table.id) == table.size:
             self._trust(no, table.id, table.birth)
-        self._db.executemany(_UPSERT, (_row(no, table, id, at) for id, at in table.entries()))
+        damaged = self._trust_in.damage.frames
+        rows = (_row(no, table, id, at) for id, at in table.entries() if (at.pack, at.offset) not in damaged)
+        self._db.executemany(_UPSERT, rows)
 
     def find(self, content: bytes) -> Location | None:
         """Where a frame with this content id lies; None when nothing trusted holds it."""

@@ -85,6 +85,32 @@ def test_a_lost_packs_frames_are_entered_anew(path: Path | None) -> None:
         assert index.find(content) == at
 
 
+@pytest.mark.parametrize("first", ["damaged", "anew"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_damaged_frame_is_entered_anew(tmp_path: Path, first: str, known: bool) -> None:
+    """What was stored anew for it takes its place, whichever index object is read first."""
+    path = tmp_path / "d.sqlite"
+    old = _table(1)
+    anew = PackTable(Birth(0, os.urandom(32)), old.size, old.ids, old.lengths)
+    if known:
+        index = DedupIndex(path)
+        index.trust(_trust(old))
+        index.enter([old], "index/a")
+        index.close()
+    index = DedupIndex(path)
+    trust = _trust(old, anew)
+    places = dict(old.entries())
+    bad = {old.ids[1], old.ids[4]}
+    trust.damage = Damage(frames={(old.id, places[id].offset) for id in bad})
+    index.trust(trust)
+    for table in (old, anew) if first == "damaged" else (anew, old):
+        index.enter([table], f"index/{table.id.hex()}")
+    renewed = dict(anew.entries())
+    for id in old.ids:
+        assert index.find(id) in ((renewed[id],) if id in bad else (places[id], renewed[id]))
+    index.close()
+
+
 def test_a_second_copy_does_not_replace_a_trusted_one(path: Path | None) -> None:
     one = _table(1)
     two = PackTable(Birth(0, os.urandom(32)), one.size, one.ids, one.lengths)
