@@ -6,13 +6,13 @@ Decided here and only here: their names, forms and texts (`docs/cli.md`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cloudmount.cli.output import Output
+from cloudmount.cli.output import Output, size_text
 from cloudmount.cli.passphrase import TRIES, ask, from_elsewhere
 from cloudmount.errors import UsageError, WrongPassphraseError
 
@@ -66,6 +66,7 @@ class Common:
     address: str
     passphrase_file: str | None
     bandwidth: Bandwidth = (None, None)
+    opened: list[Repository] = field(default_factory=list)
 
     def passphrase(self) -> str:
         """From the file, the environment, or the terminal; it may be wrong."""
@@ -80,18 +81,68 @@ class Common:
             check_there(self.address)  # before somebody types 24 words for nothing
         for left in reversed(range(TRIES)):
             try:
-                return open_repository(
+                repository = open_repository(
                     self.address,
                     given or ask(),
                     bandwidth=self.bandwidth,
                     tell=self.out.warn,
                     cached=cached,
                 )
+                self.opened.append(repository)
+                return repository
             except WrongPassphraseError as error:
                 if given is not None or not left:
                     raise
                 self.out.warn(f"{error}; try again")
         raise AssertionError
+
+    def tell_requests(self) -> None:
+        """What the store was asked, for `--verbose`."""
+        from cloudmount.blobs.counting import CountingStore
+
+        for repository in self.opened:
+            if isinstance(repository.store, CountingStore):
+                n = repository.store.snapshot()
+                kinds = f"{n.read} reads, {n.list + n.list_folders} listings, {n.writes} writes"
+                moved = f"{size_text(n.bytes_down)} came, {size_text(n.bytes_up)} went"
+                self.out.say(f"The store was asked {n.requests} times ({kinds}): {moved}.")
+
+
+_OUTPUT = (
+    click.option("--json", "json_", is_flag=True, help="One JSON document on standard output."),
+    click.option("--quiet", is_flag=True, help="No progress and no remarks; warnings stay."),
+    click.option("--verbose", is_flag=True, help="Say more, and where an error came from."),
+)
+_STORE = (
+    click.option(
+        "--repo",
+        metavar="R",
+        envvar="CLOUDMOUNT_REPO",
+        help="Folder, file:///PATH, azure://CONTAINER[/PREFIX] or https://...?SAS  [CLOUDMOUNT_REPO]",
+    ),
+    click.option(
+        "--passphrase-file", metavar="FILE", help="Read the passphrase or recovery phrase from FILE."
+    ),
+)
+_BANDWIDTH = (
+    click.option(
+        "--bandwidth",
+        metavar="UP[:DOWN]",
+        help="At most so many bytes a second, such as 2M, 1M:8M or :8M.",
+    ),
+)
+
+
+def _with_options(
+    wrapped: Callable[..., Any], function: Callable[..., Any], options: Sequence[Callable[..., Any]]
+) -> Any:
+    """`wrapped` as the command `function`, whose own options come first in its help."""
+    wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    kept: Any = wrapped
+    kept.__click_params__ += getattr(function, "__click_params__", [])  # click reads it from its end
+    return kept
 
 
 def output_options(function: F) -> F:
@@ -100,15 +151,8 @@ def output_options(function: F) -> F:
     def wrapped(*args: Any, json_: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
         return function(*args, out=Output(json=json_, quiet=quiet, verbose=verbose), **kwargs)
 
-    wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
-    wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
-    for option in (
-        click.option("--verbose", is_flag=True, help="Say more, and where an error came from."),
-        click.option("--quiet", is_flag=True, help="No progress and no remarks."),
-        click.option("--json", "json_", is_flag=True, help="One JSON document on standard output."),
-    ):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[return-value]  # the same call, other options
+    decorated: F = _with_options(wrapped, function, _OUTPUT)
+    return decorated
 
 
 def repository_options(*, moves_data: bool = False) -> Callable[[F], F]:
@@ -121,27 +165,16 @@ def repository_options(*, moves_data: bool = False) -> Callable[[F], F]:
             if not repo:
                 raise UsageError("which repository? give --repo or set CLOUDMOUNT_REPO")
             bandwidth = parse_bandwidth(kwargs.pop("bandwidth", None))
-            return function(*args, common=Common(out, repo, passphrase_file, bandwidth), **kwargs)
+            common = Common(out, repo, passphrase_file, bandwidth)
+            try:
+                return function(*args, common=common, **kwargs)
+            finally:
+                if out.verbose:
+                    common.tell_requests()
 
-        wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
-        wrapped.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
-        chosen: Any = wrapped
-        if moves_data:
-            chosen = click.option(
-                "--bandwidth",
-                metavar="UP[:DOWN]",
-                help="At most so many bytes a second, such as 2M or 1M:8M.",
-            )(chosen)
-        chosen = click.option(
-            "--passphrase-file", metavar="FILE", help="Read the passphrase or recovery phrase from FILE."
-        )(chosen)
-        chosen = click.option(
-            "--repo",
-            metavar="R",
-            envvar="CLOUDMOUNT_REPO",
-            help="Folder, file:///PATH, azure://CONTAINER[/PREFIX] or https://...?SAS  [CLOUDMOUNT_REPO]",
-        )(chosen)
-        decorated: F = output_options(chosen)
+        decorated: F = output_options(
+            _with_options(wrapped, function, _STORE + (_BANDWIDTH if moves_data else ()))
+        )
         return decorated
 
     return decorate
