@@ -82,7 +82,7 @@ class Slow(CountingStore):
         with self._mutex:
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.005)
+        time.sleep(0.05)
         data = super().read(name, offset, length, deadline=deadline)
         with self._mutex:
             self.now -= 1

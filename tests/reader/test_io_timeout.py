@@ -92,16 +92,16 @@ WEATHERS = [Fault.STALL, Fault.RESET, Fault.BUSY, Fault.LOST, Fault.SHORT]
 def test_a_read_times_out_once_and_then_fails_at_once_until_the_store_answers(
     fault: Fault, retrying: bool
 ) -> None:
-    b = Bench(timeout=0.5, retrying=retrying)
+    b = Bench(timeout=0.6, retrying=retrying)
     b.read(0)
     b.weather.all(fault)
     if fault is Fault.SHORT:
         b.weather.maps = b.weather.rest = Fault.RESET  # a short answer is an answer too
-    assert 0.4 < b.fails(100 * FRAME) < 2.5
-    assert b.fails(100 * FRAME) < 0.2  # the kernel asks twice
-    assert b.fails(100 * FRAME + 5, 10) < 0.2
+    assert 0.5 < b.fails(100 * FRAME) < 3
+    assert b.fails(100 * FRAME) < 0.4  # the kernel asks twice
+    assert b.fails(100 * FRAME + 5, 10) < 0.4
     b.read(0)  # what is in memory can be read
-    assert 0.4 < b.fails(300 * FRAME) < 2.5  # others wait for themselves
+    assert 0.5 < b.fails(300 * FRAME) < 3  # others wait for themselves
     b.weather.all(None)
     b.comes_back(100 * FRAME)
     b.read(300 * FRAME)
@@ -113,7 +113,7 @@ def test_the_map_may_be_what_does_not_come() -> None:
     b = Bench(timeout=0.5, stall=0.4)
     b.weather.all(Fault.STALL)
     assert 0.4 < b.fails(0) < 2.5
-    assert b.fails(0) < 0.2
+    assert b.fails(0) < 0.4
     with pytest.raises(StoreTimeoutError):
         list(b.source.extents(0, SIZE))
     b.weather.all(None)
