@@ -11,7 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from cloudmount.disks.detect import DiskKind, detect, open_disk, parents_in
+from cloudmount.disks.signatures import file_system
 from cloudmount.errors import UnreadableInputError
+from cloudmount.extents import Bytes
 from tests.disks.disk_model import Model, check_reads
 from tests.disks.oracles import run
 from tests.disks.partition_writer import BASIC_DATA, BIOS_BOOT, ESP, boot_record, write_gpt
@@ -93,6 +95,12 @@ def test_a_camera_s_raw_is_a_file(tmp_path: Path) -> None:
             patch(path, 510, b"\x55\xaa")
         assert detect(path, named=False) is None
         assert detect(path, named=True) is DiskKind.RAW
+
+
+def test_a_mark_alone_is_no_file_system() -> None:
+    """The two bytes of ext's magic, or a boot signature."""
+    for at, mark in ((1024 + 56, b"\x53\xef"), (510, b"\x55\xaa")):
+        assert file_system(Bytes(bytes(at) + mark + bytes(8192))) is None
 
 
 def test_named_files(tmp_path: Path) -> None:
@@ -249,3 +257,10 @@ class TestParents:
         (tmp_path / "symlink.vhdx").symlink_to(path)
         paths = [path, tmp_path / "link.vhdx", tmp_path / "symlink.vhdx"]
         assert parents_in([child.write(tmp_path / "child.vhdx"), *paths]) == set(paths)
+
+    def test_a_vhdx_is_no_parent_of_a_vhd(self, tmp_path: Path) -> None:
+        VhdxFile(Model(MIB)).write(tmp_path / "a.vhd")
+        child = VhdFile(Model(MIB)).child("a.vhd").write(tmp_path / "b.vhd")
+        assert parents_in([tmp_path / "a.vhd", child]) == set()
+        with pytest.raises(UnreadableInputError, match=r"b\.vhd: .*a\.vhd"):
+            open_disk(child)

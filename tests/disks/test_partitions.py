@@ -176,3 +176,31 @@ def test_any_garbage(tmp_path: Path, seed: int) -> None:
     os.truncate(path, rng.choice((256 << 10, rng.randrange(256 << 10))))
     found = table(path)
     assert len(found.partitions) < 1100
+
+
+def test_far_too_many_logical_partitions(tmp_path: Path) -> None:
+    path = tmp_path / "a.raw"
+    with path.open("wb") as f:
+        f.truncate(8 * MIB)
+        f.write(boot_record((0, 5, 2, 16000)))
+        for i in range(1500):  # each record 4 sectors on, its partition right behind it
+            f.seek((2 + 4 * i) * 512)
+            f.write(boot_record((0, 0x83, 1, 2), (0, 5, 4 * (i + 1), 4)))
+    found = table(path)
+    assert len(found.partitions) == 1 + 1024
+    assert found.problem is not None
+
+
+def test_another_sector_size_is_another_table(tmp_path: Path) -> None:
+    """A disk that says its sectors are 512 bytes has no 4 KiB table: Windows sees none either."""
+    path = write_gpt(tmp_path / "a.raw", 8 * MIB, [(LINUX, 64, 127, "")], sector=4096)
+    assert table(path, 512).partitions == ()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 1023, 1024, 1025, 4096, 8192])
+def test_small_disks(size: int) -> None:
+    for fill in (b"\0", b"\xff", b"\x55\xaa", b"EFI PART"):
+        content = (fill * size)[:size]
+        assert read_partitions(Bytes(content)).kind == "none"
+        with_mbr = (boot_record((0, 0xEE, 1, 100)) + content)[:size]
+        assert read_partitions(Bytes(with_mbr)).partitions == ()
