@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from cloudmount.app.places import cache_folder, state_folder
 from cloudmount.app.select import machine_name
@@ -59,7 +61,7 @@ def backup(
         )
     options = BackupOptions(
         machine,
-        journal=journal_path(repository, environ),
+        journal=_journal(repository, environ),
         exclude=exclude,
         as_file=as_file,
         force_read=force_read,
@@ -86,6 +88,22 @@ def _entered(repository: Repository, sightings: Sightings, result: BackupResult,
             f"{key.sequence}; all of them stand"
         )
     return next(folder for folder, k in folders(list(infos)).items() if k == key)
+
+
+def _journal(repository: Repository, environ: Mapping[str, str]) -> Path | None:
+    """Where the journal of uploads lies; None, told, when nothing can be kept there."""
+    path = journal_path(repository, environ)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b"room?")
+    except OSError as error:
+        repository.warn(
+            f"{path.parent} can't be written to ({error.strerror}): the backup goes on, but if it is "
+            "interrupted it starts anew"
+        )
+        return None
+    return path
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -106,6 +106,17 @@ def test_own_caches_and_state_are_left_out(tmp_path: Path) -> None:
     assert "can't be backed up" in told.stderr
 
 
+def test_a_home_that_can_not_be_written_to_costs_only_the_memory(
+    console: Console, source: Path, tmp_path: Path
+) -> None:
+    nowhere = {"XDG_STATE_HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"}
+    told = console.run("backup", "--name", "srv", str(source), **nowhere)
+    assert "starts anew" in told.stderr
+    assert console.json("backup", "--name", "srv", str(source), **nowhere)["new_bytes"] == 0
+    assert len(console.json("snapshots", **nowhere)) == 2
+    console.run("restore", "srv", str(tmp_path / "back"), **nowhere)
+
+
 def test_listings_tell_former_names_and_what_is_near(console: Console, tmp_path: Path) -> None:
     (tmp_path / "machine.json").write_text("{}")
     disk = tmp_path / "server.raw"
