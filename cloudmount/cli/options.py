@@ -36,7 +36,7 @@ _UNITS = {
 
 def parse_bytes(text: str) -> int:
     """A number of bytes: `500`, `10M`, `2GiB`; `UsageError` for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?(?:/s)?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?(?:/s)?\s*", text, re.IGNORECASE | re.ASCII)
     unit = match[2].upper() if match else "?"
     if match is None or (unit not in _UNITS and unit != "T"):
         raise UsageError(f"{text!r} is not a size; write 500K, 10M or 2GiB")
@@ -55,6 +55,8 @@ def parse_bandwidth(text: str | None) -> Bandwidth:
             raise UsageError("a bandwidth of 0 moves nothing; leave it out for no limit")
         return value
 
+    if not up and not down:
+        raise UsageError(f"{text!r} is no bandwidth; write 2M, 1M:8M or :8M")
     return limit(up), limit(down)
 
 
