@@ -17,7 +17,7 @@ from cloudmount.backup.shrinking import ShrinkingSource
 from cloudmount.backup.sources import Found
 from cloudmount.disks.detect import OpenDisk, open_disk
 from cloudmount.disks.raw import RawDisk
-from cloudmount.errors import UnreadableInputError
+from cloudmount.errors import DamagedError, UnreadableInputError
 from cloudmount.repo.snapshots import StreamRoot
 from cloudmount.repo.streams import StreamMap
 from cloudmount.repo.streamwriter import BuiltStream, StreamBuilder
@@ -126,7 +126,12 @@ class DiskBackup:
         for summary, root in zip(previous.summary["disks"], previous.roots, strict=True):
             if (summary["path"], summary["original"]) == (found.folder, found.original):
                 cache = self._job.cache
-                return summary, StreamMap(cache, previous, summary["size"], root, summary["content"])
+                try:
+                    stream = StreamMap(cache, previous, summary["size"], root, summary["content"])
+                except DamagedError as error:
+                    self._job.repository.warn(f"{error}: the disk is read again")
+                    return None
+                return summary, stream
         return None
 
     @staticmethod

@@ -14,6 +14,7 @@ from cloudmount.repo.locations import Location
 from cloudmount.repo.names import MAPS, PACKS, pack_id
 from cloudmount.repo.pages import ItemRef
 from cloudmount.repo.repository import Repository
+from cloudmount.repo.structures import HEADER_BYTES
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class Trust:
         size = self.packs.get(at.pack)
         return (
             size is not None
-            and at.offset + at.length <= size
+            and HEADER_BYTES <= at.offset <= size - at.length
             and (at.pack, at.offset) not in self.damage.frames
         )
 
