@@ -20,9 +20,10 @@ from cloudmount.repo.packs import FinishedPack, PackWriter
 from cloudmount.repo.pages import ItemRef, Page, encode_page
 from cloudmount.repo.snapshots import PageRef, Section, StreamRoot, seal_snapshot
 from cloudmount.repo.structures import ITEM_DIGESTS, ITEM_ENTRIES, ITEM_IDS
-from tests.backup.lab import Lab, fill, same
+from tests.backup.lab import SMALL, Lab, fill, same
 
 Patch = pytest.MonkeyPatch
+GEOMETRY = dataclasses.replace(SMALL, segment=8 << 20)
 CASES: list[Callable[[Patch], str]] = []
 
 
@@ -76,18 +77,20 @@ def a_frame_in_a_header(patch: Patch) -> str:
 
 @_case
 def presence_of_another_block(patch: Patch) -> str:
-    """A segment here is one block; the bit moves to the next, absent one."""
+    """Within a segment, so that all counts stay the same."""
 
     def encode(page: Page) -> bytes:
-        bits = int.from_bytes(page.presence, "little") << 1
-        refs = {n + 1: ref for n, ref in page.segments.items()}
-        presence = (bits & ((1 << page.blocks) - 1)).to_bytes(len(page.presence), "little")
-        count = sum(b.bit_count() for b in presence)
-        kept = dict(list(refs.items())[:count])
-        return encode_page(dataclasses.replace(page, presence=presence, segments=kept))
+        bits = int.from_bytes(page.presence, "little")
+        per = GEOMETRY.segment_blocks
+        for segment in range(page.count):
+            mine = [(bits >> i) & 1 for i in range(segment * per, min(page.blocks, (segment + 1) * per))]
+            if 0 in mine and 1 in mine:
+                bits ^= (1 << (segment * per + mine.index(0))) | (1 << (segment * per + mine.index(1)))
+        presence = bits.to_bytes(len(page.presence), "little")
+        return encode_page(dataclasses.replace(page, presence=presence))
 
     patch.setattr(streamwriter, "encode_page", encode)
-    return ""
+    return "presence of its blocks is not that of its frames"
 
 
 @_case
@@ -122,7 +125,7 @@ def _altered(patch: Patch, kind: int, alter: Callable[[bytes], bytes]) -> None:
 @_case
 def ids_in_another_order(patch: Patch) -> str:
     _altered(patch, ITEM_IDS, lambda plain: plain[16:] + plain[:16])
-    return "ids are not those of its content"
+    return "a segment's ids are not those of its content"
 
 
 @_case
@@ -134,7 +137,13 @@ def an_id_too_few(patch: Patch) -> str:
 @_case
 def another_digest(patch: Patch) -> str:
     _altered(patch, ITEM_DIGESTS, lambda plain: bytes(16) + plain[16:])
-    return "not those of its content"
+    return "a segment's ids are not those of its content"
+
+
+@_case
+def another_content_of_a_disk(patch: Patch) -> str:
+    patch.setattr(streamwriter, "content_digest", lambda *_: b"0" * 16)
+    return "its digests are not those of its content"
 
 
 @_case
@@ -222,7 +231,7 @@ def ids_in_a_packs_table(patch: Patch) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_noticed(tmp_path: Path, case: Callable[[Patch], str]) -> None:
-    lab = Lab(tmp_path)
+    lab = Lab(tmp_path, geometry=GEOMETRY)
     source = fill(tmp_path / "s", 1)
     disk = tmp_path / "big.img"
     with disk.open("wb") as f:
