@@ -27,6 +27,8 @@ from cloudmount.repo.payload import decode_frame, encode_frame
 _FEW_ZEROS = bytes(64)
 BATCH_BYTES = 1 << 20
 AHEAD = 24
+WAITING = 256
+"""Batches and actions in the queue: a million empty files are not all held open."""
 WORKERS = (os.cpu_count() or 2) + 2
 """Threads that read, hash and compress: two more than processors, as some wait for the disk."""
 
@@ -106,6 +108,8 @@ class Pipeline:
 
     def then(self, action: Callable[[], None]) -> None:
         """Run `action` on this thread once all before it reached their sinks."""
+        while len(self._queue) >= WAITING:
+            self._next()
         self._queue.append(action)
 
     def _submit(self, job: Callable[[], list[Taken]], sink: Sink) -> None:

@@ -11,6 +11,7 @@ a read, as with any file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -160,3 +161,8 @@ class RawDisk:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        """A backup that failed leaves its sources as they are: their descriptors go with them."""
+        with contextlib.suppress(AttributeError, OSError):  # never opened; or the interpreter is ending
+            self.close()

@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from cloudmount.errors import CloudMountError
 
@@ -85,10 +85,7 @@ def look(path: str) -> Place:
     with looker.stdout as out:
         told = b""
         until = time.monotonic() + FIRST_SECONDS
-        while select.select([out], [], [], max(0.0, until - time.monotonic()))[0]:
-            more = os.read(out.fileno(), 65536)
-            if not more:
-                break
+        while more := _read(out, until):
             *lines, told = (told + more).split(b"\n")
             for line in lines:
                 if not place.path:
@@ -111,10 +108,7 @@ def run_for(command: Sequence[str], seconds: float) -> str | None:
     said = b""
     until = time.monotonic() + seconds
     with program.stderr as out:
-        while select.select([out], [], [], max(0.0, until - time.monotonic()))[0]:
-            more = os.read(out.fileno(), 65536)
-            if not more:
-                break
+        while more := _read(out, until):
             said += more
     try:
         code = program.wait(max(0.0, until - time.monotonic()))
@@ -122,6 +116,15 @@ def run_for(command: Sequence[str], seconds: float) -> str | None:
         _leave(program)
         return f"{command[0]} did not end within {seconds:g} s"
     return None if code == 0 else said.decode(errors="replace").strip() or f"exit code {code}"
+
+
+def _read(out: IO[bytes], until: float) -> bytes:
+    """What comes next from a pipe; nothing at its end, or when nothing comes `until` then."""
+    with selectors.DefaultSelector() as ready:  # not select(): that can't take descriptors above 1023
+        ready.register(out, selectors.EVENT_READ)
+        if not ready.select(max(0.0, until - time.monotonic())):
+            return b""
+        return os.read(out.fileno(), 65536)
 
 
 def _leave(program: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import socket
 from pathlib import Path
 
@@ -277,3 +278,23 @@ def test_one_file_named(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     stored = lab.read(lab.backup(tmp_path / "link"))
     assert stored.contents == {"link": b"content"}
+
+
+def test_more_files_than_may_be_open(tmp_path: Path) -> None:
+    """Those that hold nothing to read, too; and a backup that fails leaves none open."""
+    source = tmp_path / "s"
+    source.mkdir()
+    for i in range(1000):
+        with open(source / f"f{i:04}", "wb") as file:
+            file.truncate(i * FRAME if i % 2 else 0)
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 400, hard))
+    try:
+        lab = Lab(tmp_path)
+        result = lab.backup(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not result.incomplete
+    compare_folder(lab.read(result), source, "s")
+    lab.clean()

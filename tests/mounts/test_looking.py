@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -201,3 +202,18 @@ def test_a_process_ends_also_when_its_store_does_not(processes: Processes, by: s
     assert drive.ends(5) == 0
     assert time.monotonic() - began < 5
     assert within(1, lambda: not processes.at.exists())
+
+
+def test_with_many_descriptors_open(tmp_path: Path) -> None:
+    """A program may have more than the 1,024 that select() can take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2000)), hard))
+    try:
+        held += [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+        assert look(str(tmp_path)).empty
+        assert run_for(["sh", "-c", "echo no >&2; exit 1"], 5) == "no"
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

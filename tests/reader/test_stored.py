@@ -75,10 +75,21 @@ class Bench:
     def quiet(self) -> list[tuple[str, int, int]]:
         """Pack reads so far, once readahead is done."""
         before = -1
-        while before != len(self.store.reads) or any(self.reader.workers._running.values()):
+        while before != len(self.store.reads):
             before = len(self.store.reads)
-            time.sleep(0.02)
+            settle(self.reader)
         return self.store.reads
+
+
+def settle(reader: FrameReader) -> None:
+    """Wait until its workers have nothing to do: readahead is done, and the disk cache has what it shall."""
+    end = time.monotonic() + 60
+    while True:
+        time.sleep(0.02)
+        workers = reader.workers
+        if not (workers._running or workers._urgent or workers._later):
+            return
+        assert time.monotonic() < end
 
 
 @pytest.fixture
@@ -380,6 +391,7 @@ def test_damage_in_the_disk_cache_is_dropped_and_fetched_anew(tmp_path: Path) ->
     fetched = again.fetched()
     assert fetched.frames > 0
     assert fetched.cached == 0
+    settle(again)
     third = FrameReader(bench.reader.repository, cache=cache, io_timeout=20)
     assert StoredSource(third, bench.map, "disk").read_at(0, SIZE) == CONTENT
     assert third.fetched().requests == 0  # mended
