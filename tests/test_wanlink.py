@@ -101,6 +101,15 @@ def test_bytes_arrive_in_order_and_unchanged_and_half_closing_passes() -> None:
     assert (traffic.down_bytes, traffic.up_bytes, traffic.connections) == (len(data), len(data), 1)
 
 
+def test_no_piece_waits_for_an_acknowledgement() -> None:
+    """Nagle's algorithm is off at both ends: it brought the last piece of a reply 40 ms late."""
+    with server(echo) as target, WanLink(target) as link, socket.create_connection(link.address) as near:
+        near.sendall(b"x")
+        assert receive(near, 1) == b"x"
+        ends = [end.transport.get_extra_info("socket") for end in link._state.ends]
+        assert [end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for end in ends] == [1, 1]
+
+
 def test_connections_share_the_rate() -> None:
     size, mbit = 500_000, 20.0
     with server(answer) as target, WanLink(target, down_mbit=mbit) as link:

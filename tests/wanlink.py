@@ -26,6 +26,7 @@ public method may be called from any thread and returns when it has taken effect
 import argparse
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import enum
 import ipaddress
@@ -294,6 +295,9 @@ class _End(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        # asyncio does it for most sockets, but not for those that a server's ready-made one accepts; with
+        # Nagle's algorithm the last piece of every reply above 16 KiB came 40 ms late.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.link.ends.add(self)
         if self.link.is_cut:
             self.reset()
@@ -340,7 +344,8 @@ class _End(asyncio.BufferedProtocol):
             self.transport.write(item)
         elif item is _Closing.EOF:
             self.got_eof = True
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # it went away a moment ago
+                self.transport.write_eof()
             self._close_if_done()
         elif item is _Closing.CLOSE:
             self.transport.close()

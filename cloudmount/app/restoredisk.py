@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudmount.app.restorejournal import RestoreJournal
+from cloudmount.blobs.direct import LargeFile, aligned_memory
 from cloudmount.disks.synthesis import synthesise_vhdx
 from cloudmount.disks.vhd_synthesis import synthesise_vhd
 from cloudmount.errors import CloudMountError, TargetExistsError
@@ -164,25 +165,27 @@ def _copy(
     progress: RestoreProgress,
     content_bytes: int,
 ) -> None:
-    fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = LargeFile(out, mode=0o600)
+    room = aligned_memory(CHUNK_BYTES)
     try:
-        os.ftruncate(fd, start)
-        os.ftruncate(fd, source.size)  # what was beyond `start` is a hole again
+        os.ftruncate(file.fd, start)
+        os.ftruncate(file.fd, source.size)  # what was beyond `start` is a hole again
         base, synced = progress.done_bytes, start
         for extent in source.extents(start, source.size - start):
             if extent.data:
                 for at in range(extent.offset, extent.end, CHUNK_BYTES):
                     data = source.read_at(at, min(CHUNK_BYTES, extent.end - at))
-                    write_all(fd, data, at)
+                    room[: len(data)] = data
+                    file.write_at(room[: len(data)], at)
                     if at + len(data) - synced >= SYNC_BYTES:
                         synced = at + len(data)
-                        os.fdatasync(fd)
+                        file.sync()
                         journal.reaches(below, synced)
                     progress.done_bytes = base + content_bytes * (at + len(data)) // source.size
-        os.fsync(fd)
+        file.sync()
         progress.done_bytes = base + content_bytes
     finally:
-        os.close(fd)
+        file.close()
 
 
 def write_all(fd: int, data: bytes, at: int) -> None:

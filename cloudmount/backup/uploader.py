@@ -7,14 +7,14 @@ called by one thread; sending happens on its own.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from cloudmount.backup.progress import BackupProgress
+from cloudmount.blobs.direct import aligned_memory
 from cloudmount.blobs.store import Data, Tier
 from cloudmount.crypto.keyring import Keyring
 from cloudmount.repo.dedup import DedupIndex
@@ -24,16 +24,10 @@ from cloudmount.repo.repository import Repository
 
 IN_FLIGHT = 3
 """Objects being proved or sent at once: 32 MiB each, and one more being filled."""
+REMEMBERED = 4
+"""Packs whose ids are kept in memory after they were sent, so that what was looked for a moment ago in the
+index needn't be looked for again."""
 INDEX_PACKS, INDEX_FRAMES = 1024, 1_000_000
-
-
-def _room(size: int) -> memoryview:
-    """Memory for a pack, used again and again: fresh 32 MiB for each cost 250,000 page faults a GiB."""
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
 
 
 class Uploader:
@@ -53,19 +47,34 @@ class Uploader:
         self._sent: list[Future[None]] = []
         self._lock = threading.Lock()
         self._flying: dict[bytes, Location] = {}
+        self._landed: deque[Sequence[bytes]] = deque()
+        self.moments = 0
+        """How many packs went out of memory: what is found by then is in the index, or still in memory."""
         self._tables: list[PackTable] = dedup.unindexed()
         self._pack: PackWriter | None = None
         self._rooms: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        # Used again and again: fresh 32 MiB for each pack cost 250,000 page faults a GiB.
         for _ in range(in_flight + 1):
-            self._rooms.put(_room(self._limit + PACK_SLACK))
+            self._rooms.put(aligned_memory(self._limit + PACK_SLACK))
         self._room_used: memoryview | None = None
         self._failed: BaseException | None = None
 
-    def find(self, content: bytes) -> Location | None:
-        """Where this run, or an earlier one, has put a frame with this content id."""
+    def find_all(self, contents: Sequence[bytes]) -> dict[bytes, Location]:
+        """Where this run, or an earlier one, has put frames with these content ids. On any thread."""
+        found = self._dedup.find_all(contents)
+        with self._lock:
+            for content in contents:
+                at = self._flying.get(content)
+                if at is not None:
+                    found[content] = at
+        return found
+
+    def find_since(self, content: bytes, moment: int) -> Location | None:
+        """Where a frame was put that `find_all` did not know when `moments` was `moment`."""
         with self._lock:
             found = self._flying.get(content)
-        return found or self._dedup.find(content)
+            forgotten = self.moments != moment
+        return self._dedup.find(content) if found is None and forgotten else found
 
     def store(self, content: bytes, payload: bytes | memoryview, plain_length: int) -> Location:
         """Put a frame's encoded payload into the open pack; where it will lie. May wait for room."""
@@ -126,8 +135,11 @@ class Uploader:
         self._rooms.put(room)
         self._dedup.enter([pack.table], None)
         with self._lock:
-            for content in pack.table.ids:
-                self._flying.pop(content, None)
+            self._landed.append(pack.table.ids)
+            if len(self._landed) > REMEMBERED:
+                for content in self._landed.popleft():
+                    self._flying.pop(content, None)
+                self.moments += 1
             self._tables.append(pack.table)
             full = len(self._tables) >= INDEX_PACKS or sum(len(t.ids) for t in self._tables) >= INDEX_FRAMES
             tables, self._tables = (self._tables, []) if full else ([], self._tables)

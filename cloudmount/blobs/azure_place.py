@@ -200,11 +200,15 @@ def _connection_string(text: str) -> _Account:
     if not url and account:
         suffix = fields.get("endpointsuffix", "core.windows.net")
         url = f"{fields.get('defaultendpointsprotocol', 'https')}://{account}.blob.{suffix}"
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise UsageError(f"{variable}: its BlobEndpoint is not a web address") from None
+    if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"{variable} names neither AccountName nor BlobEndpoint")
     if not account:
-        account = parts.path.strip("/") if _is_local(parts.hostname) else parts.hostname.partition(".")[0]
+        account = parts.path.strip("/") if _is_local(host) else host.partition(".")[0]
     if key := fields.get("accountkey"):
         return _Account(account, url, variable, key=_key(key, variable))
     if sas := fields.get("sharedaccesssignature"):

@@ -25,7 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cloudmount.blobs import pacing
-from cloudmount.blobs.placing import place_new, sync_file, sync_folder
+from cloudmount.blobs.direct import LargeFile
+from cloudmount.blobs.placing import place_new, sync_folder
 from cloudmount.blobs.store import BlobInfo, BlobStore, Data, Tier, check_name, check_prefix
 from cloudmount.errors import (
     BlobExistsError,
@@ -204,31 +205,29 @@ class LocalStore(BlobStore):
         """The path of a new file holding `data`, on the disk."""
         _check_time(deadline)
         path = os.path.join(self._temporary, f"{os.getpid()}-{secrets.token_hex(8)}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN
         try:
-            fd = os.open(path, flags, 0o666)
+            file = LargeFile(path, new=True)
         except FileNotFoundError:
             self._check_root()
             os.makedirs(self._temporary, exist_ok=True)
-            fd = os.open(path, flags, 0o666)
+            file = LargeFile(path, new=True)
         try:
-            view = memoryview(data)
-            while view:
+            view, at = memoryview(data), 0
+            while at < len(view):
                 _check_time(deadline)
                 active = pacing.meter()
-                piece = view[: active.up.piece if active and active.up else _PIECE]
+                piece = view[at : at + (active.up.piece if active and active.up else _PIECE)]
                 pacing.sent(len(piece), deadline)
-                while piece:
-                    done = os.write(fd, piece)
-                    piece, view = piece[done:], view[done:]
+                file.write_at(piece, at)
+                at += len(piece)
             _check_time(deadline)
-            sync_file(fd)
+            file.sync()
         except BaseException:
             with suppress(OSError):
                 os.unlink(path)
             raise
         finally:
-            os.close(fd)
+            file.close()
         return path
 
     def _in_folder(self, path: str, place: Callable[[], None]) -> None:

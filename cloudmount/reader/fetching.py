@@ -283,6 +283,8 @@ class FrameReader:
             self._fetched.frames += len(run.members)
         if run.members[0].ahead:
             self.pace.took(time.monotonic() - begun)
+        else:
+            self.pace.answered(time.monotonic() - begun)
         keep = []
         wasted = 0
         for m in run.members:

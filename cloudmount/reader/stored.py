@@ -19,7 +19,7 @@ from cloudmount.errors import BlobMissingError, DamagedError, StoreTimeoutError,
 from cloudmount.extents import Extent, check_range, merged
 from cloudmount.reader.fetching import GROUP, WINDOW, Fetched, FrameReader, Member
 from cloudmount.reader.flights import Flight, Key
-from cloudmount.reader.readahead import NOTHING, Ahead, Readahead
+from cloudmount.reader.readahead import NOTHING, REGION, Ahead, Readahead
 from cloudmount.reader.runs import coalesce
 from cloudmount.repo.frames import FrameMap
 from cloudmount.repo.locations import Location
@@ -61,7 +61,12 @@ class StoredSource:
         self._frames = -(-self.size // self._frame)
         self._slice = max(1, SLICE // self._frame)
         longest = min(WINDOW, reader.table.limit // 4) // self._frame
-        self._readahead = Readahead(self._frames, near=min(NEAR // self._frame, 64), longest=longest)
+        self._readahead = Readahead(
+            self._frames,
+            near=min(NEAR // self._frame, 64),
+            longest=longest,
+            region=REGION // self._frame,
+        )
         self._last = -1
         self._closed = False
 
@@ -245,7 +250,7 @@ class StoredSource:
             )
         places = self._places(absent, deadline)
         wanted = {n: at for n, at in places.items() if at is not None}
-        ahead = self._ahead_of(first, stop) if once else NOTHING
+        ahead = self._ahead_of(first, stop, self._reader.pace.worth) if once else NOTHING
         if wanted:
             flights = self._demand(wanted, found, ahead.near, stop, deadline)
             self._schedule(ahead)
@@ -332,8 +337,9 @@ class StoredSource:
         self._last = stop - 1
         self._schedule(self._ahead_of(first, stop))
 
-    def _ahead_of(self, first: int, stop: int) -> Ahead:
-        return self._readahead.read(first, stop, self._reader.pace.limit // self._frame)
+    def _ahead_of(self, first: int, stop: int, beside: int = 0) -> Ahead:
+        allowed = self._reader.pace.limit // self._frame
+        return self._readahead.read(first, stop, allowed, beside // self._frame)
 
     def _schedule(self, ahead: Ahead) -> None:
         """Have workers fetch ahead, unless the store is silent or they have enough to do."""

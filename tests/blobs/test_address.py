@@ -138,6 +138,8 @@ def test_the_emulators_connection_string() -> None:
         (ACCOUNT | {"AZURE_STORAGE_KEY": "hush-hush"}, "holds no account key"),
         (ACCOUNT | {"AZURE_STORAGE_SAS_TOKEN": "hush"}, "holds no SAS"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "hush"}, "not a list of NAME=VALUE"),
+        ({"AZURE_STORAGE_CONNECTION_STRING": "BlobEndpoint=http://[::1"}, "is not a web address"),
+        ({"AZURE_STORAGE_CONNECTION_STRING": "BlobEndpoint=http://127.0.0.1:x/a"}, "is not a web address"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "AccountKey=hush"}, "neither AccountName nor BlobEndpoint"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=hush!"}, "holds no account key"),
     ],

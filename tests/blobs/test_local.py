@@ -113,7 +113,7 @@ def test_what_killed_writers_left_is_removed_when_old(store: LocalStore) -> None
 
 
 def test_a_failed_write_leaves_nothing(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("write", "fsync", "link"):
+    for name in ("pwrite", "fsync", "link"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail(errno.ENOSPC))
             for ask in (store.create, store.put):
@@ -254,7 +254,7 @@ def test_nfs_that_repeats_a_link_is_a_success(store: LocalStore, monkeypatch: py
 def test_errors_of_writing(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[CloudMountError], said: str
 ) -> None:
-    monkeypatch.setattr(os, "write", fail(number))
+    monkeypatch.setattr(os, "pwrite", fail(number))
     with pytest.raises(kind, match=said) as caught:
         store.create("x", b"1")
     assert str(root(store)) in str(caught.value)
@@ -360,7 +360,7 @@ def test_listing_while_others_write_and_delete(store: LocalStore) -> None:
 @pytest.fixture
 def slow(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     """A disk that takes 0.1 s for each piece."""
-    write, read = os.write, os.pread
+    write, read = os.pwrite, os.pread
 
     def slowly(call: Callable[..., object]) -> Callable[..., object]:
         def slow(*arguments: object) -> object:
@@ -369,7 +369,7 @@ def slow(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
 
         return slow
 
-    monkeypatch.setattr(os, "write", slowly(write))
+    monkeypatch.setattr(os, "pwrite", slowly(write))
     monkeypatch.setattr(os, "pread", slowly(read))
     return store
 

@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudmount.reader.readahead import NOTHING, STREAMS, Ahead, Pace, Readahead
+from cloudmount.reader.readahead import BESIDE, NOTHING, STREAMS, Ahead, Pace, Readahead
 
 MANY = 1 << 20
 
@@ -30,7 +30,7 @@ def test_sequential_reads_double_the_window_up_to_the_longest() -> None:
     lengths = [a.stop - a.first for a in asked]
     assert max(lengths) <= 64
     assert max(a.stop - n for n, a in enumerate(told, 2) if a != NOTHING) == 64
-    assert len(asked) < 50  # half a window at a time
+    assert len(asked) < 80  # a quarter of a window at a time
 
 
 def test_a_reader_never_catches_up_with_half_its_window() -> None:
@@ -55,6 +55,56 @@ def test_random_reads_stop_bringing_neighbours_and_sequential_ones_bring_them_ba
     assert readahead.near == 4
 
 
+def clustered(readahead: Readahead, beside: int, rng: random.Random) -> list[Ahead]:
+    """What is told of random reads that go to twelve clusters of eight frames."""
+    places = [100_000 + c * 1000 + n for c in range(12) for n in (0, 3, 6)]
+    rng.shuffle(places)
+    return [readahead.read(n, n + 1, None, beside) for n in places]
+
+
+def test_clustered_reads_have_what_lies_around_them_fetched() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    clustered(readahead, 12, random.Random(1))
+    ahead = readahead.read(500_006, 500_007, None, 12)
+    assert ahead == Ahead(0, 500_004, 500_016)
+    assert readahead.read(500_003, 500_004, None, 12).stop == 0  # its region was fetched
+    assert readahead.read(600_000, 600_001, None, 0).stop == 0  # a near store: nothing is worth it
+    assert readahead.read(1, 2, None, 12) == Ahead(0, 0, 12)
+    assert readahead.read(MANY - 1, MANY, None, 12) == Ahead(0, MANY - 3, MANY)
+
+
+def test_scattered_reads_have_not() -> None:
+    rng = random.Random(2)
+    readahead = Readahead(MANY, near=2, longest=64)
+    told = [readahead.read(n, n + 1, None, 12) for n in (rng.randrange(MANY - 10) for _ in range(3000))]
+    assert sum(a.stop > a.first for a in told) < 30
+    clustered(readahead, 12, rng)
+    assert readahead.read(500_006, 500_007, None, 12).stop > 0
+    told = [readahead.read(n, n + 1, None, 12) for n in (rng.randrange(MANY - 10) for _ in range(100))]
+    assert all(a.stop == 0 for a in told[40:])  # and not for long after they were
+
+
+def test_a_reader_that_goes_on_behind_what_was_fetched_around_it_is_sequential() -> None:
+    readahead = Readahead(MANY, near=2, longest=64)
+    clustered(readahead, 12, random.Random(1))
+    fetched = readahead.read(500_006, 500_007, None, 12).stop
+    for n in range(500_007, 500_040):
+        ahead = readahead.read(n, n + 1, None, 12)
+        if ahead.stop:
+            assert ahead.first == fetched
+            fetched = ahead.stop
+        assert fetched > n + 1
+
+
+def test_only_a_far_store_is_worth_it() -> None:
+    pace = Pace(16 << 20)
+    assert pace.worth == 0
+    pace.answered(0.045)
+    assert pace.worth == BESIDE
+    pace.answered(0.002)
+    assert pace.worth == 0
+
+
 def test_reading_one_frame_in_small_pieces_is_not_progress() -> None:
     readahead = Readahead(MANY, near=2, longest=128)
     readahead.read(10, 11)
@@ -68,7 +118,7 @@ def test_several_readers_each_have_their_window() -> None:
         told = [readahead.read(start + step, start + step + 1) for start in starts]
     assert readahead.near == 2
     last = [readahead.read(s + 100 + i, s + 101 + i) for s in starts for i in range(40)]
-    assert max(a.stop - a.first for a in last) >= 32
+    assert max(a.stop - a.first for a in last) >= 16
     assert told is not None
 
 
@@ -131,19 +181,21 @@ def test_the_pace_is_the_link_s() -> None:
     st.integers(0, 8),
     st.integers(0, 64),
     st.lists(st.tuples(st.integers(0, 199), st.integers(1, 40), st.sampled_from(("", "waste", "refuse")))),
+    st.integers(0, 20),
 )
 def test_nothing_outside_the_stream_and_never_more_than_the_longest(
-    frames: int, near: int, longest: int, reads: list[tuple[int, int, str]]
+    frames: int, near: int, longest: int, reads: list[tuple[int, int, str]], beside: int
 ) -> None:
     readahead = Readahead(frames, near=near, longest=longest)
     for first, count, then in reads:
         first %= frames
         stop = min(frames, first + count)
-        ahead = readahead.read(first, stop)
+        ahead = readahead.read(first, stop, None, beside)
         assert 0 <= ahead.near <= min(near, frames - stop)
         if ahead.first < ahead.stop:
-            assert stop <= ahead.first
-            assert ahead.stop <= min(frames, stop + max(1, longest))
+            around = ahead.first <= first and ahead.stop - ahead.first <= beside
+            assert around or stop <= ahead.first
+            assert 0 <= ahead.first < ahead.stop <= min(frames, stop + max(1, longest, beside))
         if then == "waste":
             readahead.wasted()
         elif then == "refuse":
