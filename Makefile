@@ -1,6 +1,6 @@
 # One virtual environment (.venv) for everything; scripts/setup.sh brings what a target
 # needs and does nothing the second time.
-.PHONY: setup demo test lint bench campaign clean
+.PHONY: setup demo test unit lint bench campaign clean
 
 PY = .venv/bin/python
 ARGS =
@@ -17,6 +17,10 @@ demo:
 # ARGS goes to pytest: make test ARGS="-k vhdx -x"
 test: setup lint
 	$(PY) -m pytest $(ARGS)
+
+# The quick ones only: no mounts, servers, guests, processes, oracles or fault sweeps.
+unit: setup
+	$(PY) -m pytest -m "not (mount or azurite or boot or program or oracle or fault)" $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -1,5 +1,46 @@
-"""Fixtures that tests of several rooms share."""
+"""Fixtures that tests of several rooms share, and what kind of test lies where.
+
+Decided here and only here: what counts as a unit test (`make unit`, under two minutes): all that bears
+none of the marks of pyproject.toml. Marks of whole files are given here, by where they lie.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 pytest_plugins = ("tests.azurite_server",)
+
+MARKS = {
+    "program": ("cli/", "mounts/test_looking.py", "reader/test_diskcache.py"),
+    "oracle": (
+        "disks/test_readers_and_qemu.py",
+        "disks/test_sgdisk_tables.py",
+        "disks/test_synthesis.py",
+        "disks/test_vhd_synthesis.py",
+    ),
+    "fault": (
+        "backup/test_campaigns.py",
+        "backup/test_every_bit.py",
+        "backup/test_faults.py",
+        "backup/test_kills.py",
+        "backup/test_writers.py",
+        "blobs/test_azure_link.py",
+        "disks/test_broken_containers.py",
+        "disks/test_campaign_readers.py",
+        "reader/test_campaign.py",
+        "reader/test_io_timeout.py",
+        "tree/test_drive_outage.py",
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the marks of its file."""
+    here = Path(__file__).parent
+    for item in items:
+        below = item.path.relative_to(here).as_posix()
+        for mark, places in MARKS.items():
+            if below.startswith(places):
+                item.add_marker(mark)

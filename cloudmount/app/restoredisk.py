@@ -92,16 +92,19 @@ class InOrder:
             at, end, size = offset, offset + length, self._stream.frame_bytes
             per = self._stream.segment_frames(0)
             while at < end:
-                number = at // size
-                segment, place = self._stream.segment_of(number)
+                segment, place = self._stream.segment_of(at // size)
+                base = segment * per * size
                 found = self._stream.segment(segment)
                 if found is None:
-                    stop = min(end, (segment + 1) * per * size)
+                    stop = min(end, base + per * size)
                     yield Extent(at, stop - at, False)
-                else:
-                    stop = min(end, (number + 1) * size)
-                    yield Extent(at, stop - at, found.row(place) >= 0)
-                at = stop
+                    at = stop
+                    continue
+                for first, count, present in found.runs(place):
+                    stop = min(end, base + (first + count) * size)
+                    if at < stop:
+                        yield Extent(at, stop - at, present)
+                        at = stop
 
         return merged(frames())
 

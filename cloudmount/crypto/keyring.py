@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 import cachetools
+from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -96,8 +97,9 @@ class Keyring:
         return found
 
     def content_id(self, plain: bytes | memoryview) -> bytes:
-        """16 bytes naming a frame's plain bytes (not for all-zero frames: those are absent)."""
-        return hmac.digest(self._content, plain, "sha256")[:ID_BYTES]
+        """16 bytes naming a frame's plain bytes (not for all-zero frames: those are absent): keyed BLAKE3,
+        6 GB/s a core where HMAC-SHA256 is 1.6."""
+        return blake3(plain, key=self._content).digest(length=ID_BYTES)
 
     def digest(self, kind: str, parts: Iterable[bytes]) -> bytes:
         """The 16-byte tree digest of `kind` over the concatenated `parts`."""

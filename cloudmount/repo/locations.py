@@ -71,6 +71,16 @@ class Segment:
         """The frame's row among the stored ones (its place in the segment's ids), -1 when absent."""
         return self._row[frame]
 
+    def runs(self, first: int = 0) -> Iterator[tuple[int, int, bool]]:
+        """(first frame, frames, whether they are present) of each run of like frames, from `first` on."""
+        begin, present = first, first < self.frames and self._row[first] >= 0
+        for i in range(first + 1, self.frames):
+            if (self._row[i] >= 0) != present:
+                yield begin, i - begin, present
+                begin, present = i, not present
+        if begin < self.frames:
+            yield begin, self.frames - begin, present
+
     def locations(self) -> Iterator[Location]:
         """Where its present frames lie, in order."""
         for i in range(self.frames):

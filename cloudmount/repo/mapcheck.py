@@ -25,11 +25,10 @@ from cloudmount.repo.listings import Listing, Part
 from cloudmount.repo.loading import LoadingCache
 from cloudmount.repo.locations import Location, Segment, decode_segment
 from cloudmount.repo.names import map_name, pack_name
-from cloudmount.repo.pages import ItemRef, Page, SegmentRef, decode_page
+from cloudmount.repo.pages import ItemRef, Page, SegmentRef, decode_page, large_blocks
 from cloudmount.repo.repository import Repository, split_ids
 from cloudmount.repo.snapshots import MapRows, PageRef, Section, Snapshot, StreamRoot
 from cloudmount.repo.streams import MapCache
-from cloudmount.repo.streamwriter import LARGE_BLOCKS
 from cloudmount.repo.structures import (
     BLOCK_BYTES,
     HEADER_BYTES,
@@ -206,10 +205,9 @@ class MapCheck:
         def proved(data: bytes) -> Page:
             page = decode_page(data, geometry.segment_blocks)
             bits = int.from_bytes(page.presence, "little")
-            large = sum(1 for i in range(0, page.blocks, LARGE_BLOCKS) if (bits >> i) & 0xFFFF)
             if page.first_segment != first or page.blocks != -(-covered // BLOCK_BYTES):
                 raise DamagedError("a page is another's")
-            if (bits.bit_count(), large) != (ref.blocks, ref.large_blocks):
+            if (bits.bit_count(), large_blocks(page.presence)) != (ref.blocks, ref.large_blocks):
                 raise DamagedError("a page's presence is not what its root says")
             return page
 

@@ -17,6 +17,8 @@ from cloudmount.repo.locations import Birth
 from cloudmount.repo.structures import MapRow, PageHeader
 
 MAX_PAGE_BLOCKS = 1 << 26
+LARGE_BLOCKS = 16
+"""2 MiB blocks in a 32 MiB block; a bit each, so two bytes."""
 
 
 class ItemRef(NamedTuple):
@@ -52,6 +54,12 @@ class Page:
     presence: bytes
     sealed: int
     segments: Mapping[int, SegmentRef]
+
+
+def large_blocks(presence: bytes) -> int:
+    """How many blocks of 32 MiB, `LARGE_BLOCKS` of 2 MiB each, hold a present one."""
+    pairs = memoryview(presence + bytes(len(presence) % 2)).cast("H").tolist()
+    return len(pairs) - pairs.count(0)
 
 
 def encode_page(page: Page) -> bytes:

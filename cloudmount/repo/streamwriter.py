@@ -18,7 +18,7 @@ from cloudmount.repo.config import Geometry
 from cloudmount.repo.frames import content_digest, segment_digest
 from cloudmount.repo.locations import Location, encode_segment
 from cloudmount.repo.mapset import MapSet
-from cloudmount.repo.pages import Page, SegmentRef, encode_page
+from cloudmount.repo.pages import Page, SegmentRef, encode_page, large_blocks
 from cloudmount.repo.snapshots import PageRef, Section, StreamRoot
 from cloudmount.repo.streams import StreamMap
 from cloudmount.repo.structures import BLOCK_BYTES, ITEM_DIGESTS, ITEM_IDS, ITEM_LOCATIONS, ITEM_PAGE
@@ -28,8 +28,6 @@ MAX_SEGMENT_BIRTHS = 96
 """A segment lying in more packs than this is gathered: simulated at 1 % scattered change a day, 109 packs
 need 45 KiB of locations, and 48 is the most that a segment should take (docs/architecture.md)."""
 GATHER_TO = 64
-LARGE_BLOCKS = 16
-"""2 MiB blocks in a 32 MiB block."""
 
 
 class PreviousSegment:
@@ -226,7 +224,6 @@ class StreamBuilder:
         sealed = sum(self._sealed[n] for n in mine)
         page = Page(first, count, blocks, presence, sealed, mine)
         present = sum(byte.bit_count() for byte in presence)
-        large = sum(1 for i in range(0, len(presence), LARGE_BLOCKS // 8) if any(presence[i : i + 2]))
         digests = b"".join(self._digests[n] for n in mine)
         assert len(digests) == ID_BYTES * len(mine)
-        return BuiltPage(encode_page(page), digests, present, large)
+        return BuiltPage(encode_page(page), digests, present, large_blocks(presence))

@@ -11,7 +11,7 @@ from typing import Annotated
 from cloudmount.records import Record, record
 
 FORMAT_VERSION = 0
-SUITE = 1
+SUITE = 2
 MAGIC = b"CLDMOUNT"
 TRAILER_MAGIC = b"CMTB"
 BLOCK_BYTES = 2 << 20

@@ -7,6 +7,7 @@ loop or take memory without bound on anything: each gives its value or `DamagedE
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 
 from cloudmount.errors import DamagedError
 from cloudmount.repo.columns import decode_column, decode_presence, encode_column, encode_presence
-from cloudmount.repo.locations import MAX_SEGMENT_FRAMES, Location, decode_segment, encode_segment
+from cloudmount.repo.locations import MAX_SEGMENT_FRAMES, Birth, Location, decode_segment, encode_segment
 from cloudmount.repo.packs import PackTable, decode_tables, encode_tables
-from cloudmount.repo.pages import Page, decode_page, encode_page, stored_segments
+from cloudmount.repo.pages import Page, decode_page, encode_page, large_blocks, stored_segments
 from cloudmount.repo.payload import encode_payload
 from cloudmount.repo.structures import HEADER_BYTES, IndexHeader, PackRow, PageHeader, SegmentHeader
 from tests.strategies import births, ids, locations, pack_tables, pages, u32
@@ -160,3 +161,20 @@ def test_a_table_with_more_frames_than_its_pack_has_room_for(table: PackTable, m
     own = PackTable(table.birth, HEADER_BYTES + sum(table.lengths) - 1, table.ids, table.lengths, table.moved)
     with pytest.raises(DamagedError, match="beyond"):
         decode_tables(encode_tables([own]))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.data())
+def test_runs_are_the_presence(present: list[bool], data: st.DataObject) -> None:
+    birth = Birth(0, bytes(32))
+    places = [Location(bytes(16), 64 + 10 * i, 10, birth, i) if p else None for i, p in enumerate(present)]
+    segment = decode_segment(encode_segment(places))
+    first = data.draw(st.integers(0, len(present)))
+    runs = list(segment.runs(first))
+    assert [p for _, count, p in runs for _ in range(count)] == present[first:]
+    assert all(a[0] + a[1] == b[0] and a[2] != b[2] for a, b in itertools.pairwise(runs))
+    assert not runs or runs[0][0] == first
+
+
+@given(st.lists(st.sampled_from([0, 0, 0, 1, 128, 255]), max_size=50).map(bytes))
+def test_large_blocks_are_pairs_of_bytes(presence: bytes) -> None:
+    assert large_blocks(presence) == sum(any(presence[i : i + 2]) for i in range(0, len(presence), 2))
