@@ -41,7 +41,6 @@ from benchmarks.commands import MIB, BenchmarkError, program
 
 SUITE = "bookworm"
 PACKAGES = ("systemd-sysv", "linux-image-cloud-amd64", "udev", "iproute2", "dbus")
-MIRROR = "http://deb.debian.org/debian"
 
 DISK_MIB, ESP_MIB, ROOT_MIB, DATA_MIB = 8192, 64, 4096, 512
 PHOTOS_MIB, LEDGER_MIB, QBW_MIB = 1466, 733, 20
@@ -139,7 +138,7 @@ def _debian(work: Path) -> Path:
     root.mkdir()
     if not kept.exists():
         options = ("--variant=minbase", f"--include={','.join(PACKAGES)}")
-        _run("debootstrap", *options, SUITE, str(root), _mirror())
+        _run("debootstrap", *options, SUITE, str(root), *_mirror())
         for package in (root / "var/cache/apt/archives").glob("*.deb"):
             package.unlink()
         part = kept.with_suffix(".part")
@@ -150,15 +149,15 @@ def _debian(work: Path) -> Path:
     return root
 
 
-def _mirror() -> str:
-    """The Debian mirror that this machine's own apt uses, else Debian's."""
+def _mirror() -> list[str]:
+    """The Debian mirror that this machine's own apt uses; none: debootstrap's own."""
     lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     for file in lists:
         text = file.read_text(errors="replace") if file.is_file() else ""
         for url in re.findall(r"^(?:URIs:|deb(?: \[[^]]*\])?)\s+(https?://\S+)", text, re.M):
             if url.rstrip("/").endswith("/debian"):
-                return str(url)
-    return MIRROR
+                return [str(url)]
+    return []
 
 
 def _esp(work: Path, debian: Path) -> Path:
