@@ -33,6 +33,7 @@ bench:
 	@scripts/setup.sh bench
 	$(PY) benchmarks/backup.py $(ARGS)
 	$(PY) benchmarks/boot.py $(ARGS)
+	$(PY) benchmarks/replay.py
 
 # The long fault campaigns; the same SEED and COUNT give the same campaign.
 campaign: setup
