@@ -11,12 +11,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, StoreError, UsageError
 from cloudmount.repo.config import configs_agree
@@ -111,24 +112,32 @@ def check(
     read_data: float | None = None,
     seed: int | None = None,
     progress: CheckProgress | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> CheckResult:
     """Prove the repository. Maps are read whole; with `read_data` also that percentage of the distinct
     frames (drawn by `seed`, a fresh one each time when None), and at 100 every byte of every object.
 
+    With `environ` what this machine remembers of the repository is compared too.
     `StoreError` when the store fails; `UsageError` for a percentage outside 0 to 100.
     """
     if read_data is not None and not 0 < read_data <= 100:
         raise UsageError(f"{read_data} % of the data can't be read: give a number above 0, at most 100")
-    return _Check(repository, read_data, seed, progress or CheckProgress()).run()
+    return _Check(repository, read_data, seed, progress or CheckProgress(), environ).run()
 
 
 class _Check:
     def __init__(
-        self, repository: Repository, percent: float | None, seed: int | None, progress: CheckProgress
+        self,
+        repository: Repository,
+        percent: float | None,
+        seed: int | None,
+        progress: CheckProgress,
+        environ: Mapping[str, str] | None,
     ) -> None:
         self.notices: list[str] = []
         # Without its cache: what the store holds is to be proved.
         self.repository = Repository(repository.store, repository.config, tell=self.notices.append)
+        self.sightings = Sightings(self.repository, environ) if environ is not None else None
         self.store = repository.store
         self.percent = percent
         self.seed = random.getrandbits(63) if seed is None else seed
@@ -242,6 +251,8 @@ class _Check:
             named = {key: f"{machine}/{folder}" for folder, key in folders(list(keys)).items()}
             for key, why in failed:
                 self.findings.add(named[key], Spot("", 0, 0, why))
+            if opened and self.sightings is not None:
+                self.sightings.saw(opened[max(opened)])
             found += [_Named(named[key], opened[key]) for key in sorted(opened)]
         return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cloudmount.app.opening import disk_cache
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
+from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.retrying import TRANSFER
 from cloudmount.mounts.driver import DriveOptions, Space
 from cloudmount.mounts.lifecycle import serve
@@ -67,7 +68,7 @@ def mount(
     limit = cache_bytes if cache_bytes is not None else default_cache_bytes(folder)
     repository.cache = disk_cache(folder, limit, tell)
     reader = FrameReader(repository, cache=repository.cache, io_timeout=io_timeout, workers=WORKERS)
-    drive = Drive(repository, reader)
+    drive = Drive(repository, reader, Sightings(repository, environ).saw)
     try:
         serve(
             RefuseDrive,

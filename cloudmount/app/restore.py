@@ -8,6 +8,7 @@ against its content id before it is written. Belongs to one thread; reading has 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloudmount.app.restoredisk import FORMATS, restore_disk
-from cloudmount.app.restorefiles import FileRestore
+from cloudmount.app.restorefiles import UNNAMEABLE, FileRestore
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.app.select import Selected
 from cloudmount.blobs.counting import CountingStore
@@ -30,7 +31,7 @@ from cloudmount.errors import (
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.drive import Drive
-from cloudmount.tree.snapshotdir import OpenedSnapshot, StoredDisk
+from cloudmount.tree.snapshotdir import MACHINE_JSON, OpenedSnapshot, StoredDisk
 
 
 @dataclass(slots=True)
@@ -54,15 +55,18 @@ class RestoreResult:
     fetched_bytes: int
     seconds: float
     notes: list[str]
+    skipped: list[tuple[Path, str]]
+    """What the target can't hold, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What to restore: disks with their format and path below the target, and entries."""
+    """What to restore: disks with their format and path below the target, entries, and `machine.json`."""
 
     disks: list[tuple[StoredDisk, str, str]]
     entries: list[tuple[int, Entry, str]]
     single: bool
+    made: bytes | None = None
 
 
 def _relative(path: str, folder: str) -> str | None:
@@ -85,6 +89,8 @@ def _plan(opened: OpenedSnapshot, path: str, format: str | None) -> _Plan:
             )
             return _Plan([(disk, wanted, name)], [], True)
     found = opened.listing.lookup(path) if path else None
+    if path == MACHINE_JSON and found is None:
+        return _Plan([], [], True, opened.machine_json())
     if path and found is None:
         raise NotFoundError(f"the snapshot has no {path!r}; 'cloudmount ls' shows what it has")
     if found is not None and found[1].type != "dir":
@@ -139,44 +145,77 @@ def restore(
     progress.total_bytes = sum(d.summary["size"] for d, *_ in plan.disks)
     progress.total_bytes += sum(e.size for _, e, _ in plan.entries if e.type == "file" and not e.hardlink)
     damaged: list[tuple[Path, CloudMountError]] = []
-    with place.journal(what) as journal:
-        try:
-            for disk, kind, below in plan.disks:
-                out = place.path(below)
-                if not plan.single:
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                progress.current = os.fspath(out)
-                if below not in journal.done:
-                    try:
-                        restore_disk(repository, disk, kind, out, journal, below, progress)
-                    except DamagedError as error:
-                        out.unlink(missing_ok=True)
-                        damaged.append((out, error))
-                        continue
-                    journal.finished(below)
-                else:
-                    progress.done_bytes += disk.summary["size"]
-                progress.files += 1
+    skipped: list[tuple[Path, str]] = []
+    progress.current = os.fspath(target)
+    try:
+        with place.journal(what) as journal:
+            _disks(repository, plan, place, journal, progress, damaged, skipped)
             files = FileRestore(repository, opened.listing, journal, progress)
             files.run([(number, entry, place.path(below), below) for number, entry, below in plan.entries])
             damaged += files.damaged
-        except OSError as error:
-            if error.errno in (28, 122):  # ENOSPC, EDQUOT
-                raise NoRoomError(
-                    f"{progress.current}: no room left; make room and run the same command again: it goes on"
-                ) from None
-            raise TargetExistsError(f"{progress.current}: can't be written: {error.strerror}") from None
-        if damaged:
-            told = "; ".join(f"{path}: {error}" for path, error in damaged[:5])
-            raise DamagedError(
-                f"{len(damaged)} of {progress.files + len(damaged)} could not be restored, because what is "
-                f"stored of them is damaged; the others were ({told})"
-            )
-        journal.remove()
+            skipped += files.skipped
+            if plan.made is not None:
+                _write_new(place.path(MACHINE_JSON), plan.made)
+                progress.files, progress.done_bytes = 1, len(plan.made)
+            if damaged:
+                told = "; ".join(f"{path}: {error}" for path, error in damaged[:5])
+                raise DamagedError(
+                    f"{len(damaged)} of {progress.files + len(damaged)} could not be restored, because what "
+                    f"is stored of them is damaged; the others were ({told})"
+                )
+            journal.remove()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoomError(
+                f"{progress.current}: no room left; make room and run the same command again: it goes on"
+            ) from None
+        raise TargetExistsError(f"{progress.current}: can't be written: {error.strerror}") from None
     if isinstance(repository.store, CountingStore):
         fetched = repository.store.snapshot().bytes_down - fetched
     seconds = time.monotonic() - began
-    return RestoreResult(progress.files, progress.done_bytes, fetched, seconds, progress.notes)
+    return RestoreResult(progress.files, progress.done_bytes, fetched, seconds, progress.notes, skipped)
+
+
+def _disks(
+    repository: Repository,
+    plan: _Plan,
+    place: _Place,
+    journal: RestoreJournal,
+    progress: RestoreProgress,
+    damaged: list[tuple[Path, CloudMountError]],
+    skipped: list[tuple[Path, str]],
+) -> None:
+    for disk, kind, below in plan.disks:
+        out = place.path(below)
+        if not plan.single:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        progress.current = os.fspath(out)
+        if below not in journal.done:
+            try:
+                restore_disk(repository, disk, kind, out, journal, below, progress)
+            except DamagedError as error:
+                out.unlink(missing_ok=True)
+                damaged.append((out, error))
+                continue
+            except OSError as error:
+                if plan.single or error.errno not in UNNAMEABLE:
+                    raise
+                skipped.append((out, f"{error.strerror}: the file system there can't hold this name"))
+                continue
+            journal.finished(below)
+        else:
+            progress.done_bytes += disk.summary["size"]
+        progress.files += 1
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise TargetExistsError(f"{path} exists; it is not overwritten") from None
 
 
 class _Place:

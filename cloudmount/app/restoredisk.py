@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.blobs.direct import LargeFile, aligned_memory
 from cloudmount.disks.synthesis import synthesise_vhdx
 from cloudmount.disks.vhd_synthesis import synthesise_vhd
-from cloudmount.errors import CloudMountError, TargetExistsError
+from cloudmount.errors import CloudMountError, NoRoomError, TargetExistsError
 from cloudmount.extents import BlockSource, Extent, check_range, merged
 from cloudmount.reader.bulk import read_frames
 from cloudmount.repo.frames import Frame
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("vhdx", "vhd", "raw", "qcow2")
 CHUNK_BYTES = 4 << 20
-SYNC_BYTES = 256 << 20
-"""How much is written between two syncs: what a kill loses at most."""
+SYNC_BYTES, SYNC_SECONDS = 256 << 20, 5.0
+"""How much is written between two syncs, or for how long: what a kill loses at most."""
 
 
 class _From:
@@ -149,7 +150,10 @@ def restore_disk(
         source.close()
     if format == "qcow2":
         command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", os.fspath(raw), os.fspath(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # A disk holds secrets: its copy is for its owner, as the other formats are.
+        done = subprocess.run(command, capture_output=True, text=True, check=False, umask=0o077)
+        if done.returncode and "No space left" in done.stderr:
+            raise NoRoomError(f"{out}: no room left; make room and run the same command again: it goes on")
         if done.returncode:
             raise CloudMountError(f"qemu-img could not make {out}: {done.stderr.strip()}")
         raw.unlink()
@@ -173,15 +177,16 @@ def _copy(
     try:
         os.ftruncate(file.fd, start)
         os.ftruncate(file.fd, source.size)  # what was beyond `start` is a hole again
-        base, synced = progress.done_bytes, start
+        base, synced, since = progress.done_bytes, start, time.monotonic()
         for extent in source.extents(start, source.size - start):
             if extent.data:
                 for at in range(extent.offset, extent.end, CHUNK_BYTES):
                     data = source.read_at(at, min(CHUNK_BYTES, extent.end - at))
                     room[: len(data)] = data
                     file.write_at(room[: len(data)], at)
-                    if at + len(data) - synced >= SYNC_BYTES:
-                        synced = at + len(data)
+                    late = time.monotonic() - since >= SYNC_SECONDS
+                    if late or at + len(data) - synced >= SYNC_BYTES:
+                        synced, since = at + len(data), time.monotonic()
                         file.sync()
                         journal.reaches(below, synced)
                     progress.done_bytes = base + content_bytes * (at + len(data)) // source.size

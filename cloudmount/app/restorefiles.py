@@ -7,9 +7,11 @@ being root). Belongs to one thread.
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 Output = tuple[int, Entry, Path, str]
 """Part number, entry, where it goes, and its path below the target."""
+UNNAMEABLE = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
+"""What file systems answer to names that they can't hold: vfat and exFAT hold no `?`, none 300 bytes."""
 SYNC_FILES, SYNC_BYTES = 500, 256 << 20
 """After how much finished files are synced and entered in the journal."""
 
@@ -70,18 +74,23 @@ class FileRestore:
         self._journal, self._progress = journal, progress
         self._frame = repository.geometry.frame
         self.damaged: list[tuple[Path, CloudMountError]] = []
+        """Files that were not restored, because some of what is stored of them is damaged."""
+        self.skipped: list[tuple[Path, str]] = []
+        """What this file system can't hold, and why."""
+        self._unmade: set[Path] = set()
         self._base = 0
         """`done_bytes` when the file being written was begun: a large one counts as it grows."""
-        """Files that were not restored, because some of what is stored of them is damaged."""
 
     def run(self, outputs: Sequence[Output]) -> None:
         """Folders first, then contents, then everything that has none; folders' times last."""
         folders = [o for o in outputs if o[1].type == "dir"]
         for _, _, path, _ in folders:
-            path.mkdir(parents=True, exist_ok=True)
-            os.chmod(path, 0o700)
+            make = functools.partial(path.mkdir, parents=True, exist_ok=True)
+            if not self._nowhere(path) and self._named(path, make):
+                os.chmod(path, 0o700)
         for _, _, path, _ in outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._nowhere(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
         files = [o for o in outputs if o[1].type == "file" and not o[1].hardlink]
         waiting = []
         for output in files:
@@ -90,17 +99,46 @@ class FileRestore:
                 self._progress.done_bytes += entry.size
                 self._progress.files += 1
                 continue
-            if os.path.lexists(path) and not self._journal.found:
-                raise TargetExistsError(f"{path} exists; it is not overwritten")
+            self._check_free(path, below)
             waiting.append(output)
+        special = [o for o in outputs if o[1].type not in ("file", "dir") or o[1].hardlink]
+        for _, _, path, below in special:
+            self._check_free(path, below)
         self._contents(waiting)
-        for _, entry, path, below in outputs:
-            if entry.type not in ("file", "dir") or entry.hardlink:
-                self._special(entry, path, outputs)
-                self._journal.done.add(below)
-                self._progress.files += 1
+        for at in range(0, len(special), SYNC_FILES):
+            self._journal.start([below for *_, below in special[at : at + SYNC_FILES]])
+        for _, entry, path, below in special:
+            if not self._nowhere(path):
+                self._named(path, functools.partial(self._special, entry, path, below, outputs))
+            self._progress.files += 1
         for _, entry, path, _ in reversed(folders):
-            self._attributes(entry, path)
+            if not self._nowhere(path):
+                self._attributes(entry, path)
+
+    def _check_free(self, path: Path, below: str) -> None:
+        if self._journal.begun(below):
+            return
+        try:
+            os.lstat(path)
+        except OSError:  # nothing there, or a name that can't be
+            return
+        raise TargetExistsError(f"{path} exists; it is not overwritten")
+
+    def _named(self, path: Path, make: Callable[[], None]) -> bool:
+        """Make something at `path`; False, told, where this file system holds no such name."""
+        try:
+            make()
+        except OSError as error:
+            if error.errno not in UNNAMEABLE:
+                raise
+            self._unmade.add(path)
+            self.skipped.append((path, f"{error.strerror}: the file system there can't hold this name"))
+            return False
+        return True
+
+    def _nowhere(self, path: Path) -> bool:
+        """Whether it, or a folder that it lies in, can't be there."""
+        return bool(self._unmade) and (path in self._unmade or not self._unmade.isdisjoint(path.parents))
 
     def _contents(self, outputs: Sequence[Output]) -> None:
         frames = _Together(self._listing, outputs, self._frame)
@@ -120,7 +158,7 @@ class FileRestore:
                         self._close(fd, outputs[at], bad.get(at), unsynced)
                         fd, at = -1, at + 1
                     if at <= output:
-                        fd = self._open(outputs[at])
+                        fd = self._open(outputs, at)
                 write_all(fd, plain, number * self._frame)
                 self._progress.done_bytes = self._base + min(
                     outputs[output][1].size, number * self._frame + len(plain)
@@ -131,7 +169,7 @@ class FileRestore:
                     pending = 0
             while at < len(outputs):
                 if fd < 0:
-                    fd = self._open(outputs[at])
+                    fd = self._open(outputs, at)
                 self._close(fd, outputs[at], bad.get(at), unsynced)
                 fd, at = -1, at + 1
         finally:
@@ -139,21 +177,32 @@ class FileRestore:
                 os.close(fd)
         self._sync(unsynced)
 
-    def _open(self, output: Output) -> int:
-        _, entry, path, _ = output
+    def _open(self, outputs: Sequence[Output], at: int) -> int:
+        _, entry, path, below = outputs[at]
         self._progress.current = os.fspath(path)
         self._base = self._progress.done_bytes
-        if self._journal.found and os.path.lexists(path):
-            path.unlink()  # begun by the run before, not finished
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.ftruncate(fd, entry.size)
-        return fd
+        if not self._journal.started(below):
+            self._journal.start([b for *_, b in outputs[at : at + SYNC_FILES]])
+        opened: list[int] = []
+
+        def make() -> None:
+            if self._journal.begun(below) and os.path.lexists(path):
+                path.unlink()  # begun by the run before, not finished
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            opened.append(os.open(path, flags, 0o600))
+            os.ftruncate(opened[0], entry.size)
+
+        if self._nowhere(path) or not self._named(path, make):
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        return opened[0]
 
     def _close(
         self, fd: int, output: Output, bad: CloudMountError | None, unsynced: list[tuple[Path, str]]
     ) -> None:
         os.close(fd)
         _, entry, path, below = output
+        if self._nowhere(path):
+            return
         if bad is not None:  # never zeros of the right length
             path.unlink()
             self.damaged.append((path, bad))
@@ -177,21 +226,19 @@ class FileRestore:
         self._journal.finished_many([below for _, below in unsynced])
         unsynced.clear()
 
-    def _special(self, entry: Entry, path: Path, outputs: Sequence[Output]) -> None:
-        if os.path.lexists(path):
-            if not self._journal.found:
-                raise TargetExistsError(f"{path} exists; it is not overwritten")
+    def _special(self, entry: Entry, path: Path, below: str, outputs: Sequence[Output]) -> None:
+        if self._journal.begun(below) and os.path.lexists(path):
             path.unlink()
         if entry.hardlink:
             first = next((p for _, e, p, _ in outputs if e.path == entry.hardlink), None)
-            if first is not None and any(first == path for path, _ in self.damaged):
+            if first is not None and (self._nowhere(first) or any(first == p for p, _ in self.damaged)):
                 return
             if first is not None:
                 os.link(first, path)
             else:  # the file it is the same as is not part of this restore
                 found = self._listing.lookup(entry.path)
                 if found is not None:
-                    self._contents([(found[0], entry, path, entry.path)])
+                    self._contents([(found[0], entry, path, below)])
             return
         try:
             if entry.type == "link":

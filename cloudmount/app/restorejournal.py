@@ -1,8 +1,10 @@
 """What an unfinished restore has done, in a file beside its outputs.
 
 Decided here and only here: the journal's form (a line of JSON each: the header with what
-is restored, then outputs that are whole, and how far the one being written is) and that a
-line is written only after what it tells is on the disk. Belongs to one thread.
+is restored, then outputs that are to be made, that are whole, and how far the one being written is), that
+nothing is made before it is entered, and entered as whole only when it is on the disk: so what an unfinished
+restore finds in its way is its own when its journal says so, and else somebody's. A restore that made
+nothing leaves no journal. Belongs to one thread.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class RestoreJournal:
         """Outputs that are whole."""
         self.reached: dict[str, int] = {}
         """For outputs begun: up to which position they are on the disk."""
+        self._started: set[str] = set()
         self.found = self._read()
+        self._before = frozenset(self._started | self.done | set(self.reached))
         self._fd = -1
 
     def _read(self) -> bool:
@@ -46,6 +50,7 @@ class RestoreJournal:
                     f"{self._path.parent} holds an unfinished restore of something else; "
                     "choose another folder, or empty this one"
                 )
+            self._started.update(value.get("start", ()))
             if "done" in value:
                 self.done.add(value["done"])
             if "at" in value:
@@ -62,10 +67,23 @@ class RestoreJournal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
+        if error is not None and not (self.found or self._started or self.done or self.reached):
+            self.remove()
 
     def begun(self, below: str) -> bool:
-        """Whether an earlier run of this restore began the output."""
-        return below in self.reached or below in self.done
+        """Whether an earlier run of this restore began the output, or was about to."""
+        return below in self._before
+
+    def started(self, below: str) -> bool:
+        """Whether it was entered as about to be made."""
+        return below in self._started
+
+    def start(self, below: list[str]) -> None:
+        """Outputs are about to be made."""
+        new = [b for b in below if b not in self._started]
+        if new:
+            self._started.update(new)
+            self._write({"start": new})
 
     def _write(self, value: dict[str, Any]) -> None:
         os.write(self._fd, json.dumps(value).encode("ascii") + b"\n")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloudmount.errors import NotFoundError, UsageError
-from cloudmount.repo.names import SNAPSHOTS, folders, parse_snapshot_name
+from cloudmount.app.sightings import Sightings
+from cloudmount.errors import DamagedError, NotFoundError, UsageError
+from cloudmount.repo.names import SNAPSHOTS, SnapshotKey, folders, parse_snapshot_name
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 
@@ -47,8 +49,9 @@ def split_path(text: str) -> tuple[str, str]:
     return snapshot, path.strip("/")
 
 
-def select(repository: Repository, text: str) -> Selected:
-    """What `SNAPSHOT[:PATH]` names; `NotFoundError` says what there is instead."""
+def select(repository: Repository, text: str, environ: Mapping[str, str] | None = None) -> Selected:
+    """What `SNAPSHOT[:PATH]` names; `NotFoundError` says what there is instead. With `environ` a latest
+    snapshot is compared with what this machine remembers."""
     name, path = split_path(text)
     machine, slash, which = name.partition("/")
     machine = unicodedata.normalize("NFC", machine)
@@ -58,10 +61,13 @@ def select(repository: Repository, text: str) -> Selected:
         if which in ("", LATEST):
             newest = repository.newest(repository.keys.tag(machine))
             if newest is None:
-                raise NotFoundError(f"no snapshot of {machine!r} opens; run 'cloudmount check'")
+                raise DamagedError(f"no snapshot of {machine!r} opens; run 'cloudmount check'")
             snapshot = newest[0]
+            if environ is not None:
+                Sightings(repository, environ).saw(snapshot)
             return Selected(snapshot, next(f for f, k in named.items() if k == snapshot.key), path)
         if which in named:
+            _tell_gap(repository, machine, named[which], infos)
             return Selected(repository.load(infos[named[which]]), which, path)
         near = difflib.get_close_matches(which, named, 1, 0.0)
         raise NotFoundError(
@@ -75,6 +81,17 @@ def select(repository: Repository, text: str) -> Selected:
             "there are no snapshots in this repository yet; make one with 'cloudmount backup'"
         )
     raise NotFoundError(f"there is no machine called {machine!r}; there is {', '.join(names[:10])}")
+
+
+def _tell_gap(
+    repository: Repository, machine: str, key: SnapshotKey, infos: Mapping[SnapshotKey, object]
+) -> None:
+    """Names of one second are counted (`-2`): when one is missing, a name may mean another snapshot."""
+    if key.sequence > 1 and not any(k.sequence == key.sequence - 1 for k in infos):
+        repository.warn(
+            f"{machine}: the snapshot before {key.folder} (number {key.sequence}) is missing from the store; "
+            "if both are of one second, this name was the other's: 'cloudmount show' tells its id"
+        )
 
 
 def _by_id(repository: Repository, prefix: str, path: str) -> Selected:

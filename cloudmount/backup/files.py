@@ -94,6 +94,11 @@ class FileBackup:
             self._links.forget(entry)
             self._unreadable(found, str(error).removeprefix(f"{found.path}: "))
             return
+        if source.hides_content():
+            source.close()
+            self._links.forget(entry)
+            self._unreadable(found, "it says that it is empty and is not, as files of /proc do")
+            return
         progress.add(source_bytes=source.size - entry.size)
         entry.size = source.size
         geometry = self._job.repository.geometry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from cloudmount.cli.options import Common, repository_options
@@ -31,7 +33,7 @@ def command(common: Common, read_data: str | None) -> int:
     repository = common.open_repository(cached=False)
     progress = CheckProgress()
     with out.progress(lambda: Moment(progress.bytes, progress.total_bytes, progress.current)):
-        result = check(repository, read_data=percent, progress=progress)
+        result = check(repository, read_data=percent, progress=progress, environ=os.environ)
     for notice in result.notices:
         out.warn(notice)
     lines = []

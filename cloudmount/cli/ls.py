@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from cloudmount.cli.options import Common, repository_options
@@ -19,7 +21,7 @@ def command(common: Common, what: str) -> None:
     repository = common.open_repository()
     value = []
     rows = []
-    for entry in ls(repository, select(repository, what)):
+    for entry in ls(repository, select(repository, what, os.environ)):
         time = time_text(entry.mtime_ns)
         line = {"name": entry.name, "type": entry.type, "size": entry.size, "mtime": time}
         if entry.original is not None:

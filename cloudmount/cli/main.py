@@ -12,6 +12,7 @@ import codecs
 import contextlib
 import importlib
 import locale
+import logging
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 import click
 
 from cloudmount import __version__
+from cloudmount.cli import output
 from cloudmount.cli.output import plain
 from cloudmount.errors import CloudMountError, UsageError
 
@@ -136,6 +138,7 @@ def _tell(message: str) -> None:
 def _hush() -> None:
     """What Python itself would print of failures in threads and of doubtful code is not for users."""
     if "--verbose" not in sys.argv:
+        logging.lastResort = None  # azure-identity tells each way that it tried
         threading.excepthook = lambda failed: None
         sys.unraisablehook = lambda failed: None
         if not sys.warnoptions:
@@ -150,6 +153,7 @@ def _open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            output.stdout_closed = output.stdout_closed or number == 1
         name = ("stdin", "stdout", "stderr")[number]
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))

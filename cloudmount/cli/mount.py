@@ -12,6 +12,7 @@ import click
 
 from cloudmount.cli.options import Common, parse_bytes, repository_options
 from cloudmount.cli.output import Output, time_text
+from cloudmount.errors import UsageError
 
 
 @click.command(short_help="Show the repository as a drive.")
@@ -39,6 +40,8 @@ def command(
     folder: str,
 ) -> None:
     """Show the repository as a drive at DIR, until it is unmounted or Ctrl-C."""
+    if not io_timeout < float("inf"):  # nan is no number above 1, and not below it either
+        raise UsageError(f"--io-timeout {io_timeout:g}: give seconds, 1 or more")
     from cloudmount.app.mount import log_file, mount
     from cloudmount.mounts.lifecycle import in_background
 

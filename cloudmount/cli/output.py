@@ -24,6 +24,9 @@ from cloudmount.errors import CloudMountError
 # Control characters, and those that reorder what follows (a name "x[U+202E]gpj.exe" looks like "xexe.jpg").
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
+stdout_closed = False
+"""Whether the program was started without a standard output (`>&-`): nobody reads results."""
+
 
 def size_text(size: float) -> str:
     """Bytes for people: `512 B`, `1.4 GiB`."""
@@ -83,6 +86,8 @@ class Output:
             text = json_module.dumps(value, ensure_ascii=True, indent=None if self.quiet else 2)
         if not text:
             return True
+        if stdout_closed:
+            return False
         try:
             print(text if self.json else "\n".join(map(plain, text.split("\n"))), flush=True)
         except BrokenPipeError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Moment, seconds_text, size_text
+
+INCOMPLETE = 9
 
 
 @click.command(short_help="Restore a snapshot, or a part of it, into a folder.")
@@ -20,7 +23,7 @@ from cloudmount.cli.output import Moment, seconds_text, size_text
 )
 @click.argument("what", metavar="SNAPSHOT[:PATH]")
 @click.argument("target", metavar="TARGET")
-def command(common: Common, format_: str | None, what: str, target: str) -> None:
+def command(common: Common, format_: str | None, what: str, target: str) -> int:
     """Restore a snapshot, or a part of it, into the folder TARGET.
 
     TARGET is made, or empty, or holds an unfinished restore of the same, which goes on. A single
@@ -33,7 +36,7 @@ def command(common: Common, format_: str | None, what: str, target: str) -> None
     repository = common.open_repository()
     progress = RestoreProgress()
     slash = "/" if target.endswith("/") else ""
-    selected = select(repository, what)
+    selected = select(repository, what, os.environ)
     with out.progress(lambda: Moment(progress.done_bytes, progress.total_bytes, progress.current)):
         result = restore(
             repository, selected, Path(target), into=bool(slash), format=format_, progress=progress
@@ -42,6 +45,8 @@ def command(common: Common, format_: str | None, what: str, target: str) -> None
         out.warn(note)
     if len(result.notes) > 20:
         out.warn(f"... and {len(result.notes) - 20} more of this kind")
+    for path, why in result.skipped[:20]:
+        out.warn(f"{path}: not restored: {why}")
     value = {
         "files": result.files,
         "bytes": result.bytes,
@@ -53,3 +58,10 @@ def command(common: Common, format_: str | None, what: str, target: str) -> None
         f"{size_text(result.fetched_bytes)} fetched, in {seconds_text(result.seconds)}"
     )
     out.result(value, text)
+    if result.skipped:
+        out.warn(
+            f"done, but incomplete: {len(result.skipped)} not restored, told above; one by one they can get "
+            "other names (restore SNAPSHOT:PATH NEWNAME)"
+        )
+        return INCOMPLETE
+    return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from cloudmount.cli.options import Common, repository_options
@@ -19,7 +21,7 @@ def command(common: Common, snapshot: str) -> None:
 
     if split_path(snapshot)[1]:
         raise UsageError(f"show takes a whole snapshot, not a path in it: see 'cloudmount ls {snapshot}'")
-    s = show_json(select(common.open_repository(), snapshot))
+    s = show_json(select(common.open_repository(), snapshot, os.environ))
     lines = [
         f"{s['machine']}/{s['name']}",
         f"  id          {s['id']}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from cloudmount.cli.options import output_options
@@ -17,5 +19,7 @@ def command(out: Output, folder: str) -> None:
     from cloudmount.mounts.lifecycle import unmount
     from cloudmount.mounts.mountpoints import resolved
 
+    folder = os.path.abspath(folder)
+    os.chdir("/")  # `umount .`: where we stand goes away
     unmount(folder, records=records_folder(), tell=out.warn)
     out.result({"mountpoint": resolved(folder)}, "")

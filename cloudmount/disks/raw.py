@@ -79,6 +79,13 @@ class RawDisk:
             self.close()
             raise
 
+    def hides_content(self) -> bool:
+        """Whether a file that says it is empty is not: those of /proc, and of some network file systems."""
+        try:
+            return self.size == 0 and not self.is_block_device and bool(self._pread(1, 0))
+        except OSError:
+            return False
+
     def sector_sizes(self) -> tuple[int, int]:
         """Logical and physical sector size in bytes: a device's own, else 512 and 512."""
         if sys.platform == "linux" and self.is_block_device:

@@ -18,6 +18,7 @@ from cloudmount.blobs.store import BlobStore, Tier
 from cloudmount.crypto.keyring import KEY_BYTES, Keyring, new_salt, unwrap_epoch
 from cloudmount.crypto.slots import KdfCost, canonical, make_slot, open_slots
 from cloudmount.errors import (
+    BlobExistsError,
     BlobMissingError,
     CloudMountError,
     DamagedError,
@@ -129,7 +130,10 @@ def create_config(
     opened = _open(data, passphrase)
     _open(data, phrase)
     for name in (CONFIG_COPY, CONFIG):
-        store.create(name, data)
+        try:
+            store.create(name, data)
+        except BlobExistsError:  # it was looked for before: somebody was quicker
+            raise TargetExistsError(f"a repository is already at {store.address}") from None
     return opened
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import cachetools
@@ -45,9 +45,16 @@ def inode(*parts: str) -> int:
 class Drive:
     """The root folder: one folder per machine."""
 
-    def __init__(self, repository: Repository, reader: FrameReader | None) -> None:
-        """Without a `reader` the drive can be looked at, but no file's content opened."""
+    def __init__(
+        self,
+        repository: Repository,
+        reader: FrameReader | None,
+        saw: Callable[[Snapshot], None] = lambda newest: None,
+    ) -> None:
+        """Without a `reader` the drive can be looked at, but no file's content opened. `saw` is told each
+        machine's newest snapshot when it is first looked at."""
         self.repository = repository
+        self.saw = saw
         self._reader = reader
         self.maps = MapCache(repository)
         self._machines: dict[str, MachineDir] = {}
@@ -115,6 +122,7 @@ class MachineDir:
         self.drive, self.machine = drive, machine
         self._listed = Refreshed(self._ask, FRESH_SECONDS, drive.repository.warn)
         self._damaged: dict[SnapshotKey, float] = {}
+        self._saw: SnapshotKey | None = None
         self.known_size: int | None = None
         """Bytes of its newest snapshot's sources, once it was opened."""
 
@@ -151,6 +159,9 @@ class MachineDir:
                 self.drive.repository.warn(f"{error}; the next newest snapshot is taken as {LATEST}")
                 continue
             self.known_size = int(snapshot.summary["source_bytes"])
+            if self._saw != key:
+                self._saw = key
+                self.drive.saw(snapshot)
             return folder, snapshot
         return None
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -271,3 +273,29 @@ def test_help_and_version_start_quickly(console: Console) -> None:
 
 def test_the_table_of_interrupts_is_complete() -> None:
     assert set(program.GO_ON) < set(program.COMMANDS)
+
+
+def test_a_recovery_phrase_that_nobody_can_read_is_an_error(tmp_path: Path) -> None:
+    console = Console(tmp_path / "home", str(tmp_path / "repo"))
+    for extra in ([], ["--json"]):
+        shutil.rmtree(tmp_path / "repo", ignore_errors=True)
+        command = shlex.join([PROGRAM, "init", *extra])
+        done = subprocess.run(
+            ["sh", "-c", f"exec {command} >&-"],
+            env=console.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "nobody read its recovery phrase" in done.stderr
+
+
+def test_a_file_that_hides_its_content_is_told(console: Console, tmp_path: Path) -> None:
+    """Files of /proc say that they are empty."""
+    assert "says that it is empty and is not" in console.run("backup", "/proc/version", code=7).stderr
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e400", "0.5", "-1"])
+def test_an_io_timeout_is_a_number_of_seconds(console: Console, tmp_path: Path, seconds: str) -> None:
+    console.run("mount", str(tmp_path), "--io-timeout", seconds, code=2)

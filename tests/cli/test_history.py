@@ -147,3 +147,37 @@ def test_strange_times_do_not_stop_a_listing(console: Console, tmp_path: Path) -
     console.run("backup", "--name", "srv", str(folder))
     times = {e["name"]: e["mtime"] for e in console.json("ls", "srv:times")}
     assert times["now"] == "2023-11-14T22:13:20Z" and times["old"].startswith("1938-04-24T22:13:20Z")
+
+
+def test_a_store_that_went_back_is_told_by_every_command_that_looks(
+    console: Console, source: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        console.run("backup", "--name", "m", str(source))
+    newest = min((tmp_path / "repo" / "snapshots").glob("*/*"), key=lambda p: p.name)
+    newest.rename(tmp_path / "gone")
+    for command in (["check"], ["restore", "m", str(tmp_path / "o")], ["ls", "m"], ["show", "m"]):
+        assert "number 2 was seen here before" in console.run(*command).stderr
+    assert any("was seen here before" in notice for notice in console.json("check")["notices"])
+
+
+def test_a_name_that_may_have_been_another_snapshot_s_is_told(console: Console, source: Path) -> None:
+    first = console.json("backup", "--name", "m", str(source))
+    second = console.json("backup", "--name", "m", str(source))
+    (gone,) = Path(console.repo).glob(f"snapshots/*/*{first['snapshot']}")
+    gone.unlink()
+    name = console.json("snapshots")[0]["name"]
+    assert second["snapshot"] == console.json("show", f"m/{name}")["id"]
+    assert "is missing from the store" in console.run("show", f"m/{name}").stderr
+
+
+def test_a_machine_whose_only_snapshot_is_damaged_is_4(
+    console: Console, source: Path, tmp_path: Path
+) -> None:
+    console.run("backup", "--name", "m", str(source))
+    (snapshot,) = Path(console.repo).glob("snapshots/*/*")
+    data = bytearray(snapshot.read_bytes())
+    data[100] ^= 1
+    snapshot.write_bytes(data)
+    empty = {"XDG_CACHE_HOME": str(tmp_path / "empty")}
+    console.run("restore", "m", str(tmp_path / "o"), code=4, **empty)

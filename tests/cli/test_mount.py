@@ -131,3 +131,17 @@ def test_a_drive_needs_no_terminal_to_stay(console: Console, drive: Path) -> Non
     )
     assert done.stdout.endswith("returned\n")
     console.run("umount", str(drive))
+
+
+def test_umount_where_one_stands(console: Console, tmp_path: Path) -> None:
+    drive = tmp_path / "drive"
+    console.run("mount", str(drive), "--daemon")
+    done = subprocess.run(
+        [PROGRAM, "umount", "."],
+        cwd=drive,
+        env=console.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("does not answer")) == (0, 0)
