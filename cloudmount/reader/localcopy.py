@@ -1,0 +1,419 @@
+"""A disk's copy on this machine: a file that fills up piece by piece, and its sidecar.
+
+Decided here and only here: what is trusted, and in which order things reach the disk. Pieces are written, the
+file is synced, and only then are they entered in the sidecar, which is synced too; not later than every
+`COMMIT_BYTES` or `COMMIT_SECONDS`. With each such step what the file looks like is entered. A file that looks
+otherwise when it is opened was changed by somebody else, or was being written when its writer died:
+nothing of it is trusted until `verify` compared it with its digests (no store is needed for that).
+A finished file is compared once more as a whole, made read-only, and looked at with every read. And: nothing
+that was not ours is overwritten; one process at a time fills a copy (a lock on the sidecar).
+
+Threading: `claim` and what writes belong to one thread; `read` and `has` may be called from any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from cloudmount.blobs.direct import LargeFile, aligned_memory
+from cloudmount.blobs.placing import sync_folder
+from cloudmount.errors import TargetExistsError
+from cloudmount.reader.filelock import try_lock
+from cloudmount.reader.pieces import Pieces
+from cloudmount.reader.sidecar import (
+    LOST,
+    PIECES,
+    SEEN,
+    ZEROS,
+    Described,
+    Entry,
+    Seen,
+    Sidecar,
+    digest,
+    sidecar_path,
+)
+from cloudmount.reader.soundness import data_ranges, replay, sound
+
+T = TypeVar("T")
+COMMIT_BYTES, COMMIT_SECONDS = 32 << 20, 1.0
+"""What a kill or a power cut loses at most; whichever is less."""
+CHUNK = 4 << 20
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+ROOM_SECONDS = 5.0
+"""How often a full disk is tried again."""
+
+
+class CopyInUseError(TargetExistsError):
+    """Another process fills this copy."""
+
+
+class _Descriptor:
+    """A descriptor that is closed when the last who may read from it let go."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self.number)
+
+
+class LocalCopy:
+    """A copy at `path`. Made by `claim` (to be filled) or `finished` (to be read)."""
+
+    def __init__(self, path: Path, sidecar: Sidecar, lock: int) -> None:
+        self.path, self.described = path, sidecar.described
+        self.trusted = Pieces(self.described.pieces)
+        """The pieces that reads may use."""
+        self.doubtful = False
+        """Whether what was written has to be verified before it is used."""
+        self.finished = False
+        """Whether it is whole, verified and read-only."""
+        self.room: Callable[[OSError], None] = _wait_for_room
+        """Called when the disk is full, until it no longer is; raises to give up."""
+        self._sidecar, self._lock = sidecar, lock
+        self._seen: Seen | None = None
+        self._reading: _Descriptor | None = None
+        self._file: LargeFile | None = None
+        self._buffer = memoryview(b"")
+        self._at = self._filled = 0
+        self._digests: list[bytes] = []
+        self._written: list[Entry] = []
+        self._written_bytes, self._since = 0, time.monotonic()
+
+    # Opening
+
+    @classmethod
+    def claim(cls, path: Path, wanted: Described, tell: Callable[[str], None]) -> LocalCopy:
+        """The copy of `wanted` at `path` to be filled by this process, made when it is missing.
+
+        `CopyInUseError` when another process fills it, `TargetExistsError` when something else is there
+        or nothing can be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = _locked(sidecar_path(path))
+        except OSError as error:
+            raise TargetExistsError(f"{path}: can't be written: {error.strerror}") from None
+        if lock is None:
+            raise CopyInUseError(f"{path} is being completed by another process")
+        try:
+            return cls._claim(path, wanted, lock, tell)
+        except OSError as error:
+            os.close(lock)
+            raise TargetExistsError(f"{path}: can't be written: {error.strerror}") from None
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @classmethod
+    def _claim(cls, path: Path, wanted: Described, lock: int, tell: Callable[[str], None]) -> LocalCopy:
+        there = os.path.lexists(path)
+        if there and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise TargetExistsError(f"{path} exists and is no file; it is not overwritten")
+        if there and not os.fstat(lock).st_size:
+            os.unlink(sidecar_path(path))  # ours: the sidecar is always on the disk before its file
+            raise TargetExistsError(f"{path} exists and is not a copy of CloudMount's; it is not overwritten")
+        sidecar = Sidecar.open(lock)
+        if sidecar is not None and sidecar.described != wanted:
+            raise TargetExistsError(
+                f"{path} is a copy of another disk ({sidecar.described.disk} of "
+                f"{sidecar.described.machine}, {sidecar.described.folder}); choose another folder"
+            )
+        if sidecar is None and there:
+            tell(f"{sidecar_path(path)} is damaged; {path} is filled anew")
+        fresh = sidecar is None or not there
+        if sidecar is None or fresh:
+            sidecar = Sidecar.create(lock, wanted)
+            sync_folder(os.fspath(path.parent))
+        copy = cls(path, sidecar, lock)
+        if there:
+            copy._load()
+        if not copy.finished and not copy.doubtful:
+            copy._open_for_writing(fresh)
+        return copy
+
+    @classmethod
+    def finished_at(cls, path: Path, wanted: Described) -> LocalCopy | None:
+        """A finished, unchanged copy of `wanted` at `path`, to be read; None when there is none."""
+        with contextlib.suppress(OSError):
+            fd = os.open(sidecar_path(path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            try:
+                sidecar = Sidecar.open(fd)
+                if sidecar is None or sidecar.described != wanted:
+                    return None
+                copy = cls(path, sidecar, -1)
+                copy._load()
+                if copy.finished:
+                    return copy
+            finally:
+                os.close(fd)
+        return None
+
+    def _load(self) -> None:
+        """Take what the sidecar tells, if the file still looks as it did."""
+        last: Seen | None = None
+        self._reading = _Descriptor(self.path)
+        for entry in self._sidecar.entries():
+            last = replay(entry, self.trusted) or last
+        now = Seen.of(os.fstat(self._reading.number))
+        finished = last is not None and bool(last.finished)
+        if last is not None and last == now.replace(finished=last.finished):
+            self._seen = last
+            self.finished = finished and self.missing == 0
+        else:
+            self.doubtful = self.trusted.held > 0
+            self.trusted = Pieces(self.described.pieces)
+
+    def _open_for_writing(self, fresh: bool) -> None:
+        size = self.described.size
+        if os.path.lexists(self.path):
+            os.chmod(self.path, 0o600)  # it may have been finished once
+        self._file = LargeFile(self.path, mode=0o600)
+        if fresh:
+            os.ftruncate(self._file.fd, 0)
+        if os.fstat(self._file.fd).st_size != size:
+            os.ftruncate(self._file.fd, size)
+        self._sidecar.cut()
+        self._buffer = aligned_memory(max(CHUNK, self.described.piece))
+        self._file.sync()
+        sync_folder(os.fspath(self.path.parent))
+        self._reading = _Descriptor(self.path)
+        if not self.doubtful:
+            self._enter([])
+
+    def close(self) -> None:
+        """Enter what is written, and let others have it. Reads under way end as they began."""
+        try:
+            self.room = _give_up
+            with contextlib.suppress(OSError):  # a full disk: what is not entered is fetched again
+                self.commit()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+            self._reading = None
+
+    # Reading
+
+    @property
+    def missing(self) -> int:
+        """Pieces that are not there, or not trusted yet."""
+        return self.trusted.count - self.trusted.held
+
+    @property
+    def done_bytes(self) -> int:
+        """Bytes that are there."""
+        d = self.described
+        whole = self.trusted.held * d.piece
+        if d.size % d.piece and self.trusted.has(d.pieces - 1, d.pieces):
+            whole -= d.piece - d.size % d.piece
+        return whole
+
+    def has(self, position: int, length: int) -> bool:
+        """Whether these bytes are there."""
+        piece = self.described.piece
+        return self.trusted.has(position // piece, -(-(position + length) // piece))
+
+    def read(self, position: int, length: int) -> bytes | None:
+        """These bytes of the file; None when they are not there, or something is wrong with it."""
+        reading = self._reading
+        if reading is None or not self.has(position, length):
+            return None
+        try:
+            if self.finished and Seen.of(os.fstat(reading.number), finished=True) != self._seen:
+                self.distrust()
+                return None
+            data = os.pread(reading.number, length, position)
+        except OSError:
+            data = b""
+        if len(data) != length:
+            self.distrust()
+            return None
+        return data
+
+    def distrust(self) -> None:
+        """Use nothing of it until it was verified."""
+        self.finished, self.doubtful = False, True
+        self.trusted = Pieces(self.described.pieces)
+
+    # Writing
+
+    def put(self, position: int, data: bytes) -> None:
+        """Write whole pieces at `position`; only the file's last may be shorter."""
+        for at in range(0, len(data), CHUNK):
+            self._put(position + at, memoryview(data)[at : at + CHUNK])
+
+    def _put(self, position: int, data: memoryview) -> None:
+        if self._filled and (
+            position != self._at + self._filled or self._filled + len(data) > len(self._buffer)
+        ):
+            self._write_out()
+        if not self._filled:
+            self._at = position
+        self._buffer[self._filled : self._filled + len(data)] = data
+        self._filled += len(data)
+        piece = self.described.piece
+        self._digests += [digest(data[at : at + piece]) for at in range(0, len(data), piece)]
+        full = self._written_bytes + self._filled >= COMMIT_BYTES
+        if full or time.monotonic() - self._since >= COMMIT_SECONDS:
+            self.commit()
+
+    def _write_out(self) -> None:
+        file, data, at = self._file, self._buffer[: self._filled], self._at
+        if not self._filled or file is None:
+            return
+        self._with_room(lambda: file.write_at(data, at))
+        count = len(self._digests)
+        self._written.append(Entry(PIECES, at // self.described.piece, count, b"".join(self._digests)))
+        self._written_bytes += self._filled
+        self._filled, self._digests = 0, []
+
+    def commit(self) -> None:
+        """Bring what is written to the disk, and enter it."""
+        if self._file is None:
+            return
+        self._write_out()
+        entries, self._written, self._written_bytes = self._written, [], 0
+        if entries:
+            try:
+                self._file.sync()
+            except OSError as error:
+                # The kernel forgets what it could not write: those pieces are to be written again.
+                if error.errno not in FULL:
+                    raise
+                self.room(error)
+                return
+            self._enter(entries)
+        self._since = time.monotonic()
+
+    def _enter(self, entries: list[Entry], *, finished: bool = False) -> None:
+        """Add to the sidecar, with what the file looks like now; then trust it."""
+        assert self._reading is not None
+        seen = Seen.of(os.fstat(self._reading.number), finished=finished)
+        added = [*entries, Entry(SEEN, 0, 0, seen.pack())]
+        self._with_room(lambda: self._sidecar.append(added))
+        for entry in entries:
+            replay(entry, self.trusted)
+        self._seen = seen
+
+    def _with_room(self, write: Callable[[], T]) -> T:
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self.room(error)
+
+    # Verifying and finishing
+
+    def verify(self, stopped: Callable[[], bool]) -> bool:
+        """Compare what was written with its digests: what passes is trusted at once, what doesn't no longer
+        is. False when `stopped`, or when somebody changed the file meanwhile."""
+        assert self._lock >= 0
+        assert self._reading is not None
+        told, found = Pieces(self.described.pieces), Pieces(self.described.pieces)
+        was = Seen.of(os.fstat(self._reading.number))
+        whole = False
+        if self.doubtful:
+            self.trusted = found
+        for entry in self._sidecar.entries():
+            seen = replay(entry, told)
+            whole = bool(seen.finished) if seen is not None else whole
+            for first, stop in sound(self._reading.number, self.described, entry):
+                found.add(first, stop)
+            if stopped():
+                return False
+        status = os.fstat(self._reading.number)
+        if Seen.of(status) != was:
+            self.distrust()
+            return False
+        self._sidecar.cut()
+        lost = [
+            Entry(LOST, first, stop - first)
+            for low, high in found.runs(present=False)
+            for first, stop in told.runs(low, high, present=True)
+        ]
+        for first, stop in found.runs(present=False):
+            self.trusted.remove(first, stop)
+        for first, stop in told.runs(present=False):
+            self.trusted.remove(first, stop)
+        asis = status.st_size == self.described.size and not status.st_mode & 0o222
+        finished = whole and asis and not self.missing
+        if not finished and self._file is None:
+            self._open_for_writing(False)
+        self._enter(lost, finished=finished)
+        self.doubtful, self.finished = False, finished
+        return True
+
+    def zeros(self, first: int, stop: int) -> None:
+        """These pieces, which were never written here, are to read as zeros."""
+        file, reading = self._file, self._reading
+        assert file is not None
+        assert reading is not None
+        self.commit()
+        piece, size = self.described.piece, self.described.size
+
+        def clear(at: int, length: int) -> None:
+            if os.pread(reading.number, length, at) != bytes(length):
+                self._with_room(lambda: file.write_at(bytes(length), at))
+
+        for low, high in data_ranges(reading.number, first * piece, min(size, stop * piece)):
+            for at in range(low, high, CHUNK):
+                clear(at, min(CHUNK, high - at))
+        self._with_room(file.sync)
+        self._enter([Entry(ZEROS, first, stop - first)])
+
+    def finish(self, mtime_ns: int, stopped: Callable[[], bool]) -> bool:
+        """Compare all of it with its digests, and make it read-only. False when something has to be
+        fetched again, or when `stopped`."""
+        self.commit()
+        if self.missing:
+            return False
+        if not self.verify(stopped) or self.missing:
+            return False
+        assert self._file is not None
+        os.utime(self._file.fd, ns=(mtime_ns, mtime_ns))
+        os.fchmod(self._file.fd, 0o444)
+        self._with_room(self._file.sync)
+        self._enter([], finished=True)
+        self.finished = True
+        self._file.close()
+        self._file = None
+        return True
+
+
+def _wait_for_room(error: OSError) -> None:
+    time.sleep(ROOM_SECONDS)
+
+
+def _give_up(error: OSError) -> None:
+    raise error
+
+
+def _locked(path: Path) -> int | None:
+    """The sidecar opened and locked; None when another process has it."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            if not try_lock(fd):
+                os.close(fd)
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # it was removed meanwhile
