@@ -38,6 +38,11 @@ _Result = list[tuple[Frame, "bytes | DamagedError"]]
 _NEVER = float("inf")
 
 
+class _Hooks(NamedTuple):
+    before: Callable[[], None] | None
+    at_hand: Callable[[Frame], bytes | None] | None
+
+
 class _Batch(NamedTuple):
     frames: list[Frame]
     flight: Flight[_Result]
@@ -51,18 +56,24 @@ def read_frames(
     workers: int = WORKERS,
     memory_bytes: int = MEMORY,
     on_damage: Callable[[Frame, DamagedError], None] | None = None,
+    before: Callable[[], None] | None = None,
+    at_hand: Callable[[Frame], bytes | None] | None = None,
 ) -> Generator[tuple[Frame, bytes], None, None]:
-    """Every present frame of a stream with its plain bytes, in order, verified by its content id.
+    """Every present frame of a stream with its plain bytes, in its order, verified by its content id.
 
     A damaged frame raises its `DamagedError`, or is given to `on_damage` and left out. Damage of the map
     itself is raised always: what follows is unknown then. Store errors come as they are (the
     store has tried again already). Close the iterator when it isn't used up.
+
+    On workers, `before` is called before each request and may wait, and `at_hand` may give frames that
+    need none.
     """
     pool = Workers(workers, spare=0, name="bulk")
     batch_bytes = min(BATCH, max(frame_map.frame_bytes, memory_bytes // (3 * workers)))
     batches = _batches(frame_map.present(), batch_bytes)
     waiting: deque[_Batch] = deque()
     held = 0
+    hooks = _Hooks(before, at_hand)
     try:
         more = True
         while more or waiting:
@@ -74,7 +85,7 @@ def read_frames(
                     break
                 held += 2 * batch.bytes
                 waiting.append(batch)
-                pool.submit(lambda batch=batch: _bring(repository, batch), _NEVER)  # type: ignore[misc]
+                pool.submit(lambda batch=batch: _bring(repository, batch, hooks), _NEVER)  # type: ignore[misc]
             if not waiting:
                 break
             batch = waiting.popleft()
@@ -106,12 +117,21 @@ def _batches(frames: Iterable[Frame], most: int) -> Iterator[_Batch]:
         yield _Batch(batch, Flight(_NEVER), size)
 
 
-def _bring(repository: Repository, batch: _Batch) -> None:
+def _bring(repository: Repository, batch: _Batch, hooks: _Hooks) -> None:
     """On a worker: land the batch's flight."""
     frames = batch.frames
     try:
         found: list[bytes | DamagedError] = [b""] * len(frames)
-        for run in coalesce(range(len(frames)), lambda i: frames[i].at, longest=LONGEST):
+        wanted = list(range(len(frames)))
+        if hooks.at_hand is not None:
+            for i, frame in enumerate(frames):
+                plain = hooks.at_hand(frame)
+                if plain is not None and repository.keys.content_id(plain) == frame.content:
+                    found[i] = plain
+            wanted = [i for i in wanted if not found[i]]
+        for run in coalesce(wanted, lambda i: frames[i].at, longest=LONGEST):
+            if hooks.before is not None:
+                hooks.before()
             _read(repository, run, frames, found)
         batch.flight.land(list(zip(frames, found, strict=True)))
     except BaseException as error:

@@ -207,6 +207,11 @@ class LocalCopy:
     # Reading
 
     @property
+    def claimed(self) -> bool:
+        """Whether this process may fill it."""
+        return self._lock >= 0
+
+    @property
     def missing(self) -> int:
         """Pieces that are not there, or not trusted yet."""
         return self.trusted.count - self.trusted.held

@@ -97,6 +97,11 @@ class Verdict:
     finished: bool = False
     """Whether it was finished once: then all of it should be there."""
 
+    @property
+    def ok(self) -> bool:
+        """Whether it is whole and sound."""
+        return self.done == self.bytes and not self.damage
+
 
 def verify_file(path: Path, progress: Callable[[int, int], None]) -> Verdict:
     """Compare the copy at `path` with its sidecar; `progress(done, total)` bytes. Changes nothing.
