@@ -13,6 +13,7 @@ a restore from a silent store too.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
@@ -38,9 +39,22 @@ _Result = list[tuple[Frame, "bytes | DamagedError"]]
 _NEVER = float("inf")
 
 
-class _Hooks(NamedTuple):
-    before: Callable[[], None] | None
-    at_hand: Callable[[Frame], bytes | None] | None
+class Hooks:
+    """What a reader in bulk that is not alone does otherwise; called on any thread."""
+
+    def batch_bytes(self) -> int:
+        """The most plain bytes of the next batch."""
+        return BATCH
+
+    def before(self) -> None:
+        """Before a request; may wait."""
+
+    def took(self, seconds: float) -> None:
+        """A batch's requests took so long."""
+
+    def at_hand(self, frame: Frame) -> bytes | None:
+        """A frame that needs no request."""
+        return None
 
 
 class _Batch(NamedTuple):
@@ -56,8 +70,7 @@ def read_frames(
     workers: int = WORKERS,
     memory_bytes: int = MEMORY,
     on_damage: Callable[[Frame, DamagedError], None] | None = None,
-    before: Callable[[], None] | None = None,
-    at_hand: Callable[[Frame], bytes | None] | None = None,
+    hooks: Hooks | None = None,
 ) -> Generator[tuple[Frame, bytes], None, None]:
     """Every present frame of a stream with its plain bytes, in its order, verified by its content id.
 
@@ -65,20 +78,21 @@ def read_frames(
     itself is raised always: what follows is unknown then. Store errors come as they are (the
     store has tried again already). Close the iterator when it isn't used up.
 
-    On workers, `before` is called before each request and may wait, and `at_hand` may give frames that
-    need none.
+    `hooks` are for those who are not alone.
     """
     pool = Workers(workers, spare=0, name="bulk")
     batch_bytes = min(BATCH, max(frame_map.frame_bytes, memory_bytes // (3 * workers)))
-    batches = _batches(frame_map.present(), batch_bytes)
+    hooks = hooks or Hooks()
+    batches = _batches(frame_map.present(), lambda: min(batch_bytes, hooks.batch_bytes()))
     waiting: deque[_Batch] = deque()
     held = 0
-    hooks = _Hooks(before, at_hand)
     try:
         more = True
         while more or waiting:
             # A batch takes up to twice its bytes, at least for as long as it is opened.
-            while more and (not waiting or held + 2 * batch_bytes <= memory_bytes):
+            while more and (
+                not waiting or (held + 2 * batch_bytes <= memory_bytes and len(waiting) < 3 * workers)
+            ):
                 batch = next(batches, None)
                 if batch is None:
                     more = False
@@ -103,12 +117,12 @@ def read_frames(
         pool.close()
 
 
-def _batches(frames: Iterable[Frame], most: int) -> Iterator[_Batch]:
-    """The frames in order, `most` plain bytes at a time."""
+def _batches(frames: Iterable[Frame], most: Callable[[], int]) -> Iterator[_Batch]:
+    """The frames in order, `most()` plain bytes at a time."""
     batch: list[Frame] = []
     size = 0
     for frame in frames:
-        if batch and size + frame.length > most:
+        if batch and size + frame.length > most():
             yield _Batch(batch, Flight(_NEVER), size)
             batch, size = [], 0
         batch.append(frame)
@@ -117,22 +131,21 @@ def _batches(frames: Iterable[Frame], most: int) -> Iterator[_Batch]:
         yield _Batch(batch, Flight(_NEVER), size)
 
 
-def _bring(repository: Repository, batch: _Batch, hooks: _Hooks) -> None:
+def _bring(repository: Repository, batch: _Batch, hooks: Hooks) -> None:
     """On a worker: land the batch's flight."""
     frames = batch.frames
     try:
         found: list[bytes | DamagedError] = [b""] * len(frames)
-        wanted = list(range(len(frames)))
-        if hooks.at_hand is not None:
-            for i, frame in enumerate(frames):
-                plain = hooks.at_hand(frame)
-                if plain is not None and repository.keys.content_id(plain) == frame.content:
-                    found[i] = plain
-            wanted = [i for i in wanted if not found[i]]
+        for i, frame in enumerate(frames):
+            plain = hooks.at_hand(frame)
+            if plain is not None and repository.keys.content_id(plain) == frame.content:
+                found[i] = plain
+        wanted = [i for i in range(len(frames)) if not found[i]]
         for run in coalesce(wanted, lambda i: frames[i].at, longest=LONGEST):
-            if hooks.before is not None:
-                hooks.before()
+            hooks.before()
+            began = time.monotonic()
             _read(repository, run, frames, found)
+            hooks.took(time.monotonic() - began)
         batch.flight.land(list(zip(frames, found, strict=True)))
     except BaseException as error:
         batch.flight.crash(error)

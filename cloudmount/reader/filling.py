@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from cloudmount.errors import CloudMountError, DamagedError
 from cloudmount.extents import BlockSource
 from cloudmount.reader import localcopy
-from cloudmount.reader.bulk import MEMORY, WORKERS, read_frames
+from cloudmount.reader.bulk import BATCH, MEMORY, WORKERS, Hooks, read_frames
 from cloudmount.reader.hydrating import LocalDisk
 from cloudmount.reader.localcopy import CHUNK, LocalCopy
 from cloudmount.reader.pieces import Pieces
@@ -34,6 +34,12 @@ QUIET = 0.05
 """Seconds for which nobody may have waited for the store before hydration asks it for more."""
 PATIENCE = 2.0
 """Seconds after which a request is made all the same: a busy drive is completed too, slowly."""
+
+
+FIRST_REQUEST, LEAST_REQUEST = 1 << 20, 256 << 10
+LONG = 0.5
+"""Seconds of a request from which the next are made smaller: a kill loses those under way, and a reader who
+comes meanwhile shares the line with them."""
 
 
 class StoppedError(CloudMountError):
@@ -68,9 +74,9 @@ class Filling:
         """Bytes that are to be there before it is finished, but for some zeros."""
         self._repository, self._stream, self._local = repository, stream, local
         self._mtime_ns, self._tell = mtime_ns, tell
-        self._idle, self._at_hand = idle, at_hand
         self._memory, self._workers = memory_bytes, workers
         self._stop = threading.Event()
+        self._hooks = _Considerate(self._stop, idle, at_hand)
         self._told_full = False
         self.copy.room = self._no_room
 
@@ -154,8 +160,7 @@ class Filling:
                 workers=self._workers,
                 memory_bytes=self._memory,
                 on_damage=lambda frame, error: damaged.append(str(error)),
-                before=self._yield,
-                at_hand=self._at_hand,
+                hooks=self._hooks,
             )
             with closing(frames):
                 for frame, plain in frames:
@@ -168,12 +173,37 @@ class Filling:
             copy.commit()
         return damaged
 
-    def _yield(self) -> None:
-        """On a worker, before a request: let those go first who wait for the store."""
+
+class _Considerate(Hooks):
+    """Requests that take a part of a second each, after those that somebody waits for."""
+
+    def __init__(
+        self,
+        stop: threading.Event,
+        idle: Callable[[], float] | None,
+        at_hand: Callable[[Frame], bytes | None] | None,
+    ) -> None:
+        self._stop, self._idle, self._give = stop, idle, at_hand
+        self._bytes = FIRST_REQUEST
+
+    def batch_bytes(self) -> int:
+        return self._bytes
+
+    def before(self) -> None:
         until = time.monotonic() + PATIENCE
         while self._idle is not None and self._idle() < QUIET and time.monotonic() < until:
             if self._stop.wait(QUIET / 2):
                 return
+
+    def took(self, seconds: float) -> None:
+        # Without a lock: one lost change of several at once makes no difference.
+        if seconds > LONG:
+            self._bytes = max(LEAST_REQUEST, self._bytes // 2)
+        elif seconds < LONG / 2:
+            self._bytes = min(BATCH, self._bytes * 2)
+
+    def at_hand(self, frame: Frame) -> bytes | None:
+        return self._give(frame) if self._give is not None else None
 
 
 class _Wanted:
