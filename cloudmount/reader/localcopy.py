@@ -25,7 +25,7 @@ from typing import TypeVar
 from cloudmount.blobs.direct import LargeFile, aligned_memory
 from cloudmount.blobs.placing import sync_folder
 from cloudmount.errors import TargetExistsError
-from cloudmount.reader.filelock import try_lock
+from cloudmount.reader.filelock import locked_file
 from cloudmount.reader.pieces import Pieces
 from cloudmount.reader.sidecar import (
     LOST,
@@ -99,7 +99,7 @@ class LocalCopy:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _locked(sidecar_path(path))
+            lock = locked_file(sidecar_path(path))
         except OSError as error:
             raise TargetExistsError(f"{path}: can't be written: {error.strerror}") from None
         if lock is None:
@@ -405,20 +405,3 @@ def _wait_for_room(error: OSError) -> None:
 
 def _give_up(error: OSError) -> None:
     raise error
-
-
-def _locked(path: Path) -> int | None:
-    """The sidecar opened and locked; None when another process has it."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-        try:
-            if not try_lock(fd):
-                os.close(fd)
-                return None
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(path)):
-                    return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # it was removed meanwhile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -20,16 +21,25 @@ from tests.tree.drives import MIB, vhdx_disk
 SIZE = 24 * MIB
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a machine of two disks and a file, and what they are made of, beside it."""
+    folder = tmp_path_factory.mktemp("made")
+    console = Console(folder / "home", str(folder / "repo"))
+    console.run("init")
+    vhdx_disk(folder / "disk.vhdx", size=SIZE)
+    (folder / "data.img").write_bytes(b"\1" + random.Random(5).randbytes(6 * MIB - 1))
+    (folder / "note.txt").write_text("a note")
+    paths = [str(folder / name) for name in ("disk.vhdx", "data.img", "note.txt")]
+    console.run("backup", "--name", "srv", *paths)
+    return folder
+
+
 @pytest.fixture
-def stored(console: Console, tmp_path: Path) -> Console:
-    """A repository with a machine of two disks, and a file."""
-    vhdx_disk(tmp_path / "disk.vhdx", size=SIZE)
-    (tmp_path / "data.img").write_bytes(b"\1" + random.Random(5).randbytes(6 * MIB - 1))
-    (tmp_path / "note.txt").write_text("a note")
-    console.run(
-        "backup", "--name", "srv", *(str(tmp_path / n) for n in ("disk.vhdx", "data.img", "note.txt"))
-    )
-    return console
+def stored(made: Path, tmp_path: Path) -> Console:
+    """The same, for one test."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return Console(tmp_path / "home", str(tmp_path / "repo"))
 
 
 def place(to: Path, name: str) -> Path:
