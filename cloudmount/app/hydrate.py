@@ -15,8 +15,9 @@ from pathlib import Path
 from cloudmount.app.hydrations import announced
 from cloudmount.app.select import Selected
 from cloudmount.blobs.counting import CountingStore
-from cloudmount.errors import DamagedError, NotFoundError, TargetExistsError
-from cloudmount.reader.filling import COMPLETE, RUNNING, Filling
+from cloudmount.errors import DamagedError, NoRoomError, NotFoundError, TargetExistsError
+from cloudmount.reader import localcopy
+from cloudmount.reader.filling import COMPLETE, NO_ROOM, RUNNING, Filling
 from cloudmount.reader.hydrating import LocalDisk
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.copies import ENDINGS, DiskCopy, Format, Hydrated
@@ -41,6 +42,8 @@ class _Job:
         self.copy = copy
         self.filling: Filling | None = None
         self.finished = False
+        self.no_room = False
+        """Whether there was not even room to begin."""
 
     @property
     def done_bytes(self) -> int:
@@ -54,7 +57,9 @@ class _Job:
         """As in `status`."""
         if self.finished:
             return COMPLETE
-        return self.filling.state if self.filling is not None else RUNNING
+        if self.filling is not None:
+            return self.filling.state
+        return NO_ROOM if self.no_room else RUNNING
 
 
 class HydrateProgress:
@@ -143,11 +148,24 @@ def hydrate(
     return HydrateResult(len(disks), size, fetched, time.monotonic() - began)
 
 
+def _claim(job: _Job, local: LocalDisk, tell: Callable[[str], None]) -> None:
+    """Claim its copy, as soon as there is room for as much as that takes."""
+    while True:
+        try:
+            job.copy.claim(local, tell)
+            return
+        except NoRoomError as error:
+            if not job.no_room:
+                tell(f"{error}; it goes on as soon as there is room")
+            job.no_room = True
+            time.sleep(localcopy.ROOM_SECONDS)
+
+
 def _hydrate(repository: Repository, job: _Job, tell: Callable[[str], None]) -> None:
     copy, disk = job.copy, job.copy.disk
     local = LocalDisk()
     if not copy.finished(local):
-        copy.claim(local, tell)
+        _claim(job, local, tell)
     assert local.copy is not None
     try:
         if not local.copy.finished:

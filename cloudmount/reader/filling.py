@@ -30,6 +30,8 @@ RUNNING, VERIFYING, COMPLETE = "running", "verifying", "complete"
 NO_ROOM, NO_ANSWER, GIVEN_UP = "paused: no room", "paused: no answer", "given up"
 STRIDE = 4 << 20
 """Bytes of disk after which is looked whether readers miss something else."""
+ZERO_RUNS = 4096
+"""Runs of zeros that are entered together."""
 QUIET = 0.05
 """Seconds for which nobody may have waited for the store before hydration asks it for more."""
 PATIENCE = 2.0
@@ -111,8 +113,9 @@ class Filling:
                         f"{copy.path}: {len(damaged)} pieces can't be completed, because what is stored of "
                         f"them is damaged; all others are there ({damaged[0]})"
                     )
-                for first, stop in list(copy.trusted.runs(present=False)):
-                    copy.zeros(first, stop)
+                zeros = list(copy.trusted.runs(present=False))
+                for at in range(0, len(zeros), ZERO_RUNS):
+                    copy.zeros(zeros[at : at + ZERO_RUNS])
                     self._check_stopped()
                 self.state = VERIFYING
                 copy.finish(self._mtime_ns, self._stop.is_set)

@@ -18,13 +18,13 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from cloudmount.blobs.direct import LargeFile, aligned_memory
 from cloudmount.blobs.placing import sync_folder
-from cloudmount.errors import TargetExistsError
+from cloudmount.errors import NoRoomError, TargetExistsError
 from cloudmount.reader.filelock import locked_file
 from cloudmount.reader.pieces import Pieces
 from cloudmount.reader.sidecar import (
@@ -54,11 +54,19 @@ class CopyInUseError(TargetExistsError):
     """Another process fills this copy."""
 
 
+class _Replaced(TargetExistsError):
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} was replaced or removed by somebody while it was in use")
+
+
 class _Descriptor:
     """A descriptor that is closed when the last who may read from it let go."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, filling: bool = False) -> None:
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        if filling and hasattr(os, "posix_fadvise"):
+            # The kernel must not read ahead into what is just being written past its cache.
+            os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
@@ -94,24 +102,23 @@ class LocalCopy:
     def claim(cls, path: Path, wanted: Described, tell: Callable[[str], None]) -> LocalCopy:
         """The copy of `wanted` at `path` to be filled by this process, made when it is missing.
 
-        `CopyInUseError` when another process fills it, `TargetExistsError` when something else is there
-        or nothing can be written.
+        `CopyInUseError` when another process fills it, `NoRoomError` when the disk is full,
+        `TargetExistsError` when something else is there or nothing can be written.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = locked_file(sidecar_path(path))
+            if lock is None:
+                raise CopyInUseError(f"{path} is being completed by another process")
+            try:
+                return cls._claim(path, wanted, lock, tell)
+            except BaseException:
+                os.close(lock)
+                raise
         except OSError as error:
+            if error.errno in FULL:
+                raise NoRoomError(f"{path}: no room left") from None
             raise TargetExistsError(f"{path}: can't be written: {error.strerror}") from None
-        if lock is None:
-            raise CopyInUseError(f"{path} is being completed by another process")
-        try:
-            return cls._claim(path, wanted, lock, tell)
-        except OSError as error:
-            os.close(lock)
-            raise TargetExistsError(f"{path}: can't be written: {error.strerror}") from None
-        except BaseException:
-            os.close(lock)
-            raise
 
     @classmethod
     def _claim(cls, path: Path, wanted: Described, lock: int, tell: Callable[[str], None]) -> LocalCopy:
@@ -136,8 +143,15 @@ class LocalCopy:
         copy = cls(path, sidecar, lock)
         if there:
             copy._load()
-        if not copy.finished and not copy.doubtful:
-            copy._open_for_writing(fresh)
+        try:
+            if not copy.finished and not copy.doubtful:
+                copy.room = _give_up
+                copy._open_for_writing(fresh)
+        except BaseException:
+            if copy._file is not None:
+                copy._file.close()
+            raise
+        copy.room = _wait_for_room
         return copy
 
     @classmethod
@@ -177,6 +191,8 @@ class LocalCopy:
         if os.path.lexists(self.path):
             os.chmod(self.path, 0o600)  # it may have been finished once
         self._file = LargeFile(self.path, mode=0o600)
+        if self._reading is not None and not self._in_place(self._reading.number):
+            raise _Replaced(self.path)
         if fresh:
             os.ftruncate(self._file.fd, 0)
         if os.fstat(self._file.fd).st_size != size:
@@ -185,9 +201,15 @@ class LocalCopy:
         self._buffer = aligned_memory(max(CHUNK, self.described.piece))
         self._file.sync()
         sync_folder(os.fspath(self.path.parent))
-        self._reading = _Descriptor(self.path)
+        self._reading = _Descriptor(self.path, filling=True)
         if not self.doubtful:
             self._enter([])
+
+    def _in_place(self, fd: int) -> bool:
+        """Whether the open file is still the one at `path`."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(fd), os.stat(self.path))
+        return False
 
     def close(self) -> None:
         """Enter what is written, and let others have it. Reads under way end as they began."""
@@ -232,25 +254,24 @@ class LocalCopy:
 
     def read(self, position: int, length: int) -> bytes | None:
         """These bytes of the file; None when they are not there, or something is wrong with it."""
-        reading = self._reading
+        reading, finished, seen = self._reading, self.finished, self._seen
         if reading is None or not self.has(position, length):
             return None
         try:
-            if self.finished and Seen.of(os.fstat(reading.number), finished=True) != self._seen:
-                self.distrust()
-                return None
             data = os.pread(reading.number, length, position)
+            # Afterwards: times change before content does.
+            changed = finished and Seen.of(os.fstat(reading.number), finished=True) != seen
         except OSError:
-            data = b""
-        if len(data) != length:
+            data, changed = b"", True
+        if changed or len(data) != length:
             self.distrust()
             return None
         return data
 
     def distrust(self) -> None:
         """Use nothing of it until it was verified."""
+        self.trusted = Pieces(self.described.pieces)  # first: `read` looks at `finished` before
         self.finished, self.doubtful = False, True
-        self.trusted = Pieces(self.described.pieces)
 
     # Writing
 
@@ -328,6 +349,8 @@ class LocalCopy:
         is. False when `stopped`, or when somebody changed the file meanwhile."""
         assert self._lock >= 0
         assert self._reading is not None
+        if not self._in_place(self._reading.number):
+            raise _Replaced(self.path)
         told, found = Pieces(self.described.pieces), Pieces(self.described.pieces)
         was = Seen.of(os.fstat(self._reading.number))
         whole = False
@@ -362,8 +385,8 @@ class LocalCopy:
         self.doubtful, self.finished = False, finished
         return True
 
-    def zeros(self, first: int, stop: int) -> None:
-        """These pieces, which were never written here, are to read as zeros."""
+    def zeros(self, runs: Sequence[tuple[int, int]]) -> None:
+        """These runs (first, stop) of pieces, which were never written here, are to read as zeros."""
         file, reading = self._file, self._reading
         assert file is not None
         assert reading is not None
@@ -374,11 +397,12 @@ class LocalCopy:
             if os.pread(reading.number, length, at) != bytes(length):
                 self._with_room(lambda: file.write_at(bytes(length), at))
 
-        for low, high in data_ranges(reading.number, first * piece, min(size, stop * piece)):
-            for at in range(low, high, CHUNK):
-                clear(at, min(CHUNK, high - at))
+        for first, stop in runs:
+            for low, high in data_ranges(reading.number, first * piece, min(size, stop * piece)):
+                for at in range(low, high, CHUNK):
+                    clear(at, min(CHUNK, high - at))
         self._with_room(file.sync)
-        self._enter([Entry(ZEROS, first, stop - first)])
+        self._enter([Entry(ZEROS, first, stop - first) for first, stop in runs])
 
     def finish(self, mtime_ns: int, stopped: Callable[[], bool]) -> bool:
         """Compare all of it with its digests, and make it read-only. False when something has to be
@@ -389,6 +413,8 @@ class LocalCopy:
         if not self.verify(stopped) or self.missing:
             return False
         assert self._file is not None
+        if not self._in_place(self._file.fd):
+            raise _Replaced(self.path)
         os.utime(self._file.fd, ns=(mtime_ns, mtime_ns))
         os.fchmod(self._file.fd, 0o444)
         self._with_room(self._file.sync)

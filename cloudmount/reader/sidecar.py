@@ -154,7 +154,8 @@ class Sidecar:
         return cls(fd, described, nonce, stop + DIGEST_BYTES)
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry up to the first that does not pass; then `end` is behind the last good one."""
+        """Every entry up to the first that does not pass; when all were taken, `end` is behind the last good
+        one."""
         at, pieces = self._start, self.described.pieces
         while True:
             raw = os.pread(self._fd, _Head.SIZE, at)
@@ -168,7 +169,6 @@ class Sidecar:
             if check != _check(self._nonce, at, raw + data) or head.first + head.count > pieces:
                 break
             at += _Head.SIZE + len(rest)
-            self.end = at
             yield Entry(head.kind, head.first, head.count, data)
         self.end = at
 

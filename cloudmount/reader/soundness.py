@@ -30,6 +30,8 @@ from cloudmount.reader.sidecar import (
     sidecar_path,
 )
 
+AT_ONCE = 4 << 20
+"""Bytes that are read at once."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -48,12 +50,16 @@ def sound(fd: int, described: Described, entry: Entry) -> Iterator[tuple[int, in
     """Runs (first, stop) of an entry's pieces that are in the file as it says."""
     piece, size = described.piece, described.size
     if entry.kind == PIECES:
-        for n in range(entry.pieces):
-            at = (entry.first + n) * piece
-            data = os.pread(fd, min(piece, size - at), at)
-            wanted = entry.data[n * DIGEST_BYTES : (n + 1) * DIGEST_BYTES]
-            if len(data) == min(piece, size - at) and digest(data) == wanted:
-                yield entry.first + n, entry.first + n + 1
+        at_once = max(1, AT_ONCE // piece)
+        for first in range(0, entry.pieces, at_once):
+            start = (entry.first + first) * piece
+            there = memoryview(os.pread(fd, at_once * piece, start))
+            for n in range(first, min(first + at_once, entry.pieces)):
+                at = (entry.first + n) * piece
+                data = there[at - start : at - start + min(piece, size - at)]
+                wanted = entry.data[n * DIGEST_BYTES : (n + 1) * DIGEST_BYTES]
+                if len(data) == min(piece, size - at) and digest(data) == wanted:
+                    yield entry.first + n, entry.first + n + 1
     elif entry.kind == ZEROS:
         good = entry.first
         stop = entry.first + entry.pieces

@@ -70,7 +70,7 @@ def test_zeros_stay_holes_and_are_verified(tmp_path: Path) -> None:
     content = CONTENT[:PIECE] + bytes(size - PIECE)
     copy = claim(path, size)
     fill(copy, content, 0, 1)
-    copy.zeros(1, 4096)
+    copy.zeros([(1, 4096)])
     assert copy.finish(0, lambda: False)
     copy.close()
     assert path.stat().st_blocks * 512 < 1 << 20
@@ -83,7 +83,7 @@ def test_zeros_stay_holes_and_are_verified(tmp_path: Path) -> None:
     assert [d[:2] for d in verdict.damage] == [(100 * PIECE, PIECE)]
     copy = claim(path, size)
     assert copy.missing == 1
-    copy.zeros(100, 101)
+    copy.zeros([(100, 101)])
     assert copy.finish(0, lambda: False)
     copy.close()
     assert path.read_bytes() == content
