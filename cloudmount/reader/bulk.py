@@ -56,6 +56,9 @@ class Hooks:
         """A frame that needs no request."""
         return None
 
+    def brought(self, frame: Frame, plain: bytes) -> None:
+        """A frame is verified; called before it is given out."""
+
 
 class _Batch(NamedTuple):
     frames: list[Frame]
@@ -137,15 +140,18 @@ def _bring(repository: Repository, batch: _Batch, hooks: Hooks) -> None:
     try:
         found: list[bytes | DamagedError] = [b""] * len(frames)
         for i, frame in enumerate(frames):
-            plain = hooks.at_hand(frame)
-            if plain is not None and repository.keys.content_id(plain) == frame.content:
-                found[i] = plain
+            kept = hooks.at_hand(frame)
+            if kept is not None and repository.keys.content_id(kept) == frame.content:
+                found[i] = kept
         wanted = [i for i in range(len(frames)) if not found[i]]
         for run in coalesce(wanted, lambda i: frames[i].at, longest=LONGEST):
             hooks.before()
             began = time.monotonic()
             _read(repository, run, frames, found)
             hooks.took(time.monotonic() - began)
+        for frame, plain in zip(frames, found, strict=True):
+            if isinstance(plain, bytes):
+                hooks.brought(frame, plain)
         batch.flight.land(list(zip(frames, found, strict=True)))
     except BaseException as error:
         batch.flight.crash(error)

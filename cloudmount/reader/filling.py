@@ -20,8 +20,10 @@ from cloudmount.extents import BlockSource
 from cloudmount.reader import localcopy
 from cloudmount.reader.bulk import BATCH, MEMORY, WORKERS, Hooks, read_frames
 from cloudmount.reader.hydrating import LocalDisk
-from cloudmount.reader.localcopy import CHUNK, LocalCopy
+from cloudmount.reader.localcopy import LocalCopy
 from cloudmount.reader.pieces import Pieces
+from cloudmount.reader.piecewriter import CHUNK
+from cloudmount.reader.sidecar import digests_of
 from cloudmount.repo.frames import Frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.streams import StreamMap
@@ -78,7 +80,7 @@ class Filling:
         self._mtime_ns, self._tell = mtime_ns, tell
         self._memory, self._workers = memory_bytes, workers
         self._stop = threading.Event()
-        self._hooks = _Considerate(self._stop, idle, at_hand)
+        self._hooks = _Considerate(self._stop, idle, at_hand, self.copy.described.piece)
         self._told_full = False
         self.copy.room = self._no_room
 
@@ -156,6 +158,7 @@ class Filling:
         again = True
         while again and not damaged:
             again = False
+            self._hooks.digests.clear()
             wanted = _Wanted(self._stream, self._local, copy)
             frames = read_frames(
                 self._repository,
@@ -171,8 +174,11 @@ class Filling:
                     self._check_stopped()
                     position = self._local.positions.position(frame.number * self._stream.frame_bytes)
                     assert position is not None
+                    digests = self._hooks.digests.pop(frame.number, None)
                     short = min(-len(plain) % piece, size - position - len(plain))
-                    copy.put(position, plain + bytes(short) if short else plain)
+                    if short:
+                        plain, digests = plain + bytes(short), None
+                    copy.put(position, plain, digests)
             copy.commit()
         return damaged
 
@@ -185,8 +191,11 @@ class _Considerate(Hooks):
         stop: threading.Event,
         idle: Callable[[], float] | None,
         at_hand: Callable[[Frame], bytes | None] | None,
+        piece: int,
     ) -> None:
-        self._stop, self._idle, self._give = stop, idle, at_hand
+        self._stop, self._idle, self._give, self._piece = stop, idle, at_hand, piece
+        self.digests: dict[int, list[bytes]] = {}
+        """Of frames that were brought and not written yet: hashed on the threads that opened them."""
         self._bytes = FIRST_REQUEST
 
     def batch_bytes(self) -> int:
@@ -207,6 +216,9 @@ class _Considerate(Hooks):
 
     def at_hand(self, frame: Frame) -> bytes | None:
         return self._give(frame) if self._give is not None else None
+
+    def brought(self, frame: Frame, plain: bytes) -> None:
+        self.digests[frame.number] = digests_of(plain, self._piece)
 
 
 class _Wanted:

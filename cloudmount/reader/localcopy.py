@@ -14,38 +14,31 @@ Threading: `claim` and what writes belong to one thread; `read` and `has` may be
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from cloudmount.blobs.direct import LargeFile, aligned_memory
 from cloudmount.blobs.placing import sync_folder
 from cloudmount.errors import NoRoomError, TargetExistsError
 from cloudmount.reader.filelock import locked_file
 from cloudmount.reader.pieces import Pieces
+from cloudmount.reader.piecewriter import CHUNK, FULL, PieceWriter, with_room
 from cloudmount.reader.sidecar import (
     LOST,
-    PIECES,
     SEEN,
     ZEROS,
     Described,
     Entry,
     Seen,
     Sidecar,
-    digest,
     sidecar_path,
 )
-from cloudmount.reader.soundness import data_ranges, replay, sound
+from cloudmount.reader.soundness import all_sound, data_ranges, replay
 
-T = TypeVar("T")
 COMMIT_BYTES, COMMIT_SECONDS = 32 << 20, 1.0
 """What a kill or a power cut loses at most; whichever is less."""
-CHUNK = 4 << 20
-FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 ROOM_SECONDS = 5.0
 """How often a full disk is tried again."""
 
@@ -89,12 +82,8 @@ class LocalCopy:
         self._sidecar, self._lock = sidecar, lock
         self._seen: Seen | None = None
         self._reading: _Descriptor | None = None
-        self._file: LargeFile | None = None
-        self._buffer = memoryview(b"")
-        self._at = self._filled = 0
-        self._digests: list[bytes] = []
-        self._written: list[Entry] = []
-        self._written_bytes, self._since = 0, time.monotonic()
+        self._writer: PieceWriter | None = None
+        self._since = time.monotonic()
 
     # Opening
 
@@ -148,8 +137,8 @@ class LocalCopy:
                 copy.room = _give_up
                 copy._open_for_writing(fresh)
         except BaseException:
-            if copy._file is not None:
-                copy._file.close()
+            if copy._writer is not None:
+                copy._writer.file.close()
             raise
         copy.room = _wait_for_room
         return copy
@@ -190,16 +179,16 @@ class LocalCopy:
         size = self.described.size
         if os.path.lexists(self.path):
             os.chmod(self.path, 0o600)  # it may have been finished once
-        self._file = LargeFile(self.path, mode=0o600)
+        self._writer = PieceWriter(self.path, self.described.piece)
+        file = self._writer.file
         if self._reading is not None and not self._in_place(self._reading.number):
             raise _Replaced(self.path)
         if fresh:
-            os.ftruncate(self._file.fd, 0)
-        if os.fstat(self._file.fd).st_size != size:
-            os.ftruncate(self._file.fd, size)
+            os.ftruncate(file.fd, 0)
+        if os.fstat(file.fd).st_size != size:
+            os.ftruncate(file.fd, size)
         self._sidecar.cut()
-        self._buffer = aligned_memory(max(CHUNK, self.described.piece))
-        self._file.sync()
+        file.sync()
         sync_folder(os.fspath(self.path.parent))
         self._reading = _Descriptor(self.path, filling=True)
         if not self.doubtful:
@@ -218,9 +207,9 @@ class LocalCopy:
             with contextlib.suppress(OSError):  # a full disk: what is not entered is fetched again
                 self.commit()
         finally:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            if self._writer is not None:
+                self._writer.file.close()
+                self._writer = None
             if self._lock >= 0:
                 os.close(self._lock)
                 self._lock = -1
@@ -275,45 +264,23 @@ class LocalCopy:
 
     # Writing
 
-    def put(self, position: int, data: bytes) -> None:
-        """Write whole pieces at `position`; only the file's last may be shorter."""
-        for at in range(0, len(data), CHUNK):
-            self._put(position + at, memoryview(data)[at : at + CHUNK])
-
-    def _put(self, position: int, data: memoryview) -> None:
-        if self._filled and (
-            position != self._at + self._filled or self._filled + len(data) > len(self._buffer)
-        ):
-            self._write_out()
-        if not self._filled:
-            self._at = position
-        self._buffer[self._filled : self._filled + len(data)] = data
-        self._filled += len(data)
-        piece = self.described.piece
-        self._digests += [digest(data[at : at + piece]) for at in range(0, len(data), piece)]
-        full = self._written_bytes + self._filled >= COMMIT_BYTES
-        if full or time.monotonic() - self._since >= COMMIT_SECONDS:
+    def put(self, position: int, data: bytes, digests: Sequence[bytes] | None = None) -> None:
+        """Write whole pieces at `position`, at most `CHUNK` bytes; only the file's last may be shorter.
+        `digests` are theirs, if somebody made them already."""
+        writer = self._writer
+        assert writer is not None
+        writer.put(position, data, digests, self.room)
+        if writer.written >= COMMIT_BYTES or time.monotonic() - self._since >= COMMIT_SECONDS:
             self.commit()
-
-    def _write_out(self) -> None:
-        file, data, at = self._file, self._buffer[: self._filled], self._at
-        if not self._filled or file is None:
-            return
-        self._with_room(lambda: file.write_at(data, at))
-        count = len(self._digests)
-        self._written.append(Entry(PIECES, at // self.described.piece, count, b"".join(self._digests)))
-        self._written_bytes += self._filled
-        self._filled, self._digests = 0, []
 
     def commit(self) -> None:
         """Bring what is written to the disk, and enter it."""
-        if self._file is None:
+        if self._writer is None:
             return
-        self._write_out()
-        entries, self._written, self._written_bytes = self._written, [], 0
+        entries = self._writer.take(self.room)
         if entries:
             try:
-                self._file.sync()
+                self._writer.file.sync()
             except OSError as error:
                 # The kernel forgets what it could not write: those pieces are to be written again.
                 if error.errno not in FULL:
@@ -328,19 +295,10 @@ class LocalCopy:
         assert self._reading is not None
         seen = Seen.of(os.fstat(self._reading.number), finished=finished)
         added = [*entries, Entry(SEEN, 0, 0, seen.pack())]
-        self._with_room(lambda: self._sidecar.append(added))
+        with_room(lambda: self._sidecar.append(added), self.room)
         for entry in entries:
             replay(entry, self.trusted)
         self._seen = seen
-
-    def _with_room(self, write: Callable[[], T]) -> T:
-        while True:
-            try:
-                return write()
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                self.room(error)
 
     # Verifying and finishing
 
@@ -356,10 +314,10 @@ class LocalCopy:
         whole = False
         if self.doubtful:
             self.trusted = found
-        for entry in self._sidecar.entries():
+        for entry, runs in all_sound(self._reading.number, self.described, self._sidecar.entries()):
             seen = replay(entry, told)
             whole = bool(seen.finished) if seen is not None else whole
-            for first, stop in sound(self._reading.number, self.described, entry):
+            for first, stop in runs:
                 found.add(first, stop)
             if stopped():
                 return False
@@ -379,7 +337,7 @@ class LocalCopy:
             self.trusted.remove(first, stop)
         asis = status.st_size == self.described.size and not status.st_mode & 0o222
         finished = whole and asis and not self.missing
-        if not finished and self._file is None:
+        if not finished and self._writer is None:
             self._open_for_writing(False)
         self._enter(lost, finished=finished)
         self.doubtful, self.finished = False, finished
@@ -387,21 +345,21 @@ class LocalCopy:
 
     def zeros(self, runs: Sequence[tuple[int, int]]) -> None:
         """These runs (first, stop) of pieces, which were never written here, are to read as zeros."""
-        file, reading = self._file, self._reading
-        assert file is not None
+        writer, reading = self._writer, self._reading
+        assert writer is not None
         assert reading is not None
         self.commit()
         piece, size = self.described.piece, self.described.size
 
         def clear(at: int, length: int) -> None:
             if os.pread(reading.number, length, at) != bytes(length):
-                self._with_room(lambda: file.write_at(bytes(length), at))
+                with_room(lambda: writer.file.write_at(bytes(length), at), self.room)
 
         for first, stop in runs:
             for low, high in data_ranges(reading.number, first * piece, min(size, stop * piece)):
                 for at in range(low, high, CHUNK):
                     clear(at, min(CHUNK, high - at))
-        self._with_room(file.sync)
+        with_room(writer.file.sync, self.room)
         self._enter([Entry(ZEROS, first, stop - first) for first, stop in runs])
 
     def finish(self, mtime_ns: int, stopped: Callable[[], bool]) -> bool:
@@ -412,16 +370,17 @@ class LocalCopy:
             return False
         if not self.verify(stopped) or self.missing:
             return False
-        assert self._file is not None
-        if not self._in_place(self._file.fd):
+        assert self._writer is not None
+        file = self._writer.file
+        if not self._in_place(file.fd):
             raise _Replaced(self.path)
-        os.utime(self._file.fd, ns=(mtime_ns, mtime_ns))
-        os.fchmod(self._file.fd, 0o444)
-        self._with_room(self._file.sync)
+        os.utime(file.fd, ns=(mtime_ns, mtime_ns))
+        os.fchmod(file.fd, 0o444)
+        with_room(file.sync, self.room)
         self._enter([], finished=True)
         self.finished = True
-        self._file.close()
-        self._file = None
+        self._writer = None
+        file.close()
         return True
 
 

@@ -107,6 +107,12 @@ def digest(piece: bytes | memoryview) -> bytes:
     return hashlib.sha256(piece).digest()[:DIGEST_BYTES]
 
 
+def digests_of(data: bytes | memoryview, piece: int) -> list[bytes]:
+    """The digests of the pieces in `data`."""
+    view = memoryview(data)
+    return [digest(view[at : at + piece]) for at in range(0, len(view), piece)]
+
+
 def _check(nonce: bytes, at: int, data: bytes) -> bytes:
     return hashlib.sha256(nonce + at.to_bytes(8, "little") + data).digest()[:DIGEST_BYTES]
 

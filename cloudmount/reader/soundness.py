@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from cloudmount.reader.sidecar import (
 
 AT_ONCE = 4 << 20
 """Bytes that are read at once."""
+THREADS = max(2, min(4, os.cpu_count() or 2))
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -92,6 +95,29 @@ def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         start = max(high, start + 1)
 
 
+def _sound(fd: int, described: Described, entry: Entry) -> list[tuple[int, int]]:
+    return list(sound(fd, described, entry))
+
+
+def all_sound(
+    fd: int, described: Described, entries: Iterable[Entry]
+) -> Iterator[tuple[Entry, list[tuple[int, int]]]]:
+    """Each entry with its sound runs, in order; on a few threads, which read and hash at the same time."""
+    waiting: deque[tuple[Entry, Future[list[tuple[int, int]]]]] = deque()
+    with ThreadPoolExecutor(THREADS, "verify") as pool:
+        try:
+            for entry in entries:
+                waiting.append((entry, pool.submit(_sound, fd, described, entry)))
+                if len(waiting) > 2 * THREADS:
+                    first, found = waiting.popleft()
+                    yield first, found.result()
+            for first, found in waiting:
+                yield first, found.result()
+        finally:
+            for _, found in waiting:
+                found.cancel()
+
+
 @dataclass(slots=True)
 class Verdict:
     """What was found of a copy of `bytes` bytes: `done` of them are there and sound; `damage` are
@@ -135,12 +161,11 @@ def _verify(fd: int, sidecar: Sidecar | None, progress: Callable[[int, int], Non
     d = sidecar.described
     verdict = Verdict(d.size)
     told, found = Pieces(d.pieces), Pieces(d.pieces)
-    for entry in sidecar.entries():
+    for entry, runs in all_sound(fd, d, sidecar.entries()):
         seen = replay(entry, told)
         if seen is not None:
             verdict.finished = verdict.finished or bool(seen.finished)
-            continue
-        for first, stop in sound(fd, d, entry):
+        for first, stop in runs:
             found.add(first, stop)
         progress(min(d.size, found.held * d.piece), d.size)
     whole = not os.fstat(fd).st_mode & 0o222
