@@ -33,6 +33,7 @@ LONGEST = 9 << 20
 """Sealed bytes of one request: a batch that no compression shortens, and its seals."""
 MEMORY = 96 << 20
 """Most bytes in memory, about: a batch takes its plain bytes, and as many sealed ones while it is opened."""
+STEP = 0.4
 WORKERS = max(4, (os.cpu_count() or 2) + 2)
 
 _Result = list[tuple[Frame, "bytes | DamagedError"]]
@@ -40,7 +41,10 @@ _NEVER = float("inf")
 
 
 class Hooks:
-    """What a reader in bulk that is not alone does otherwise; called on any thread."""
+    """What a reader in bulk that is not alone does otherwise; called on any thread but for `waited`."""
+
+    def waited(self) -> None:
+        """On the iterator's thread, now and then while nothing comes; may raise."""
 
     def batch_bytes(self) -> int:
         """The most plain bytes of the next batch."""
@@ -106,8 +110,8 @@ def read_frames(
             if not waiting:
                 break
             batch = waiting.popleft()
-            while not batch.flight.wait(1.0):
-                pass  # in steps, so that Ctrl-C is noticed
+            while not batch.flight.wait(STEP):
+                hooks.waited()  # in steps, so that Ctrl-C is noticed
             for frame, plain in batch.flight.result():
                 if not isinstance(plain, DamagedError):
                     yield frame, plain

@@ -51,7 +51,7 @@ class StoppedError(CloudMountError):
 
 
 class Filling:
-    """One copy being filled. `local` has its copy and the positions in it.
+    """One copy being filled. `local` has its copy.
 
     `idle` tells for how many seconds nobody has waited for the store; `at_hand` gives frames that need
     no request; `expected` bytes of the file are more than zeros.
@@ -80,7 +80,7 @@ class Filling:
         self._mtime_ns, self._tell = mtime_ns, tell
         self._memory, self._workers = memory_bytes, workers
         self._stop = threading.Event()
-        self._hooks = _Considerate(self._stop, idle, at_hand, self.copy.described.piece)
+        self._hooks = _Considerate(self._stop, idle, at_hand, self.copy.described.piece, self._waited)
         self._told_full = False
         self.copy.room = self._no_room
 
@@ -129,6 +129,11 @@ class Filling:
         self.state = COMPLETE
         return True
 
+    def _waited(self) -> None:
+        """Nothing comes: what came is not kept waiting for it."""
+        self._check_stopped()
+        self.copy.tick()
+
     def _check_stopped(self) -> None:
         if self._stop.is_set():
             raise StoppedError("stopped")
@@ -145,7 +150,7 @@ class Filling:
     def _head(self, container: BlockSource) -> None:
         """What the container has before the disk's own bytes."""
         copy, piece = self.copy, self.copy.described.piece
-        for first, stop in list(copy.trusted.runs(0, self._local.positions.head // piece, present=False)):
+        for first, stop in list(copy.trusted.runs(0, copy.positions.head // piece, present=False)):
             for at in range(first * piece, stop * piece, CHUNK):
                 copy.put(at, container.read_at(at, min(CHUNK, stop * piece - at)))
         copy.commit()
@@ -172,7 +177,7 @@ class Filling:
                 for frame, plain in frames:
                     again = True  # what could not be synced is missing again
                     self._check_stopped()
-                    position = self._local.positions.position(frame.number * self._stream.frame_bytes)
+                    position = copy.positions.position(frame.number * self._stream.frame_bytes)
                     assert position is not None
                     digests = self._hooks.digests.pop(frame.number, None)
                     short = min(-len(plain) % piece, size - position - len(plain))
@@ -192,11 +197,16 @@ class _Considerate(Hooks):
         idle: Callable[[], float] | None,
         at_hand: Callable[[Frame], bytes | None] | None,
         piece: int,
+        waited: Callable[[], None],
     ) -> None:
         self._stop, self._idle, self._give, self._piece = stop, idle, at_hand, piece
+        self._waited = waited
         self.digests: dict[int, list[bytes]] = {}
         """Of frames that were brought and not written yet: hashed on the threads that opened them."""
         self._bytes = FIRST_REQUEST
+
+    def waited(self) -> None:
+        self._waited()
 
     def batch_bytes(self) -> int:
         return self._bytes
@@ -260,7 +270,7 @@ class _Wanted:
                 number, place = number + 1, 0
 
     def _there(self, frame: Frame) -> bool:
-        position = self._local.positions.position(frame.number * self.frame_bytes)
+        position = self._copy.positions.position(frame.number * self.frame_bytes)
         return position is None or self._copy.has(position, frame.length)
 
     def _frames(self, number: int, digest: bytes) -> list[Frame]:

@@ -11,32 +11,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from cloudmount.extents import BlockSource, Extent, check_range
 from cloudmount.reader.localcopy import LocalCopy
-
-
-class Positions(Protocol):
-    """Where a disk's bytes lie in its copy; as `disks.synthesis.VhdxPositions`."""
-
-    head: int
-    """Bytes of the file before the disk's first."""
-    block_size: int
-    """Bytes of the disk that lie together."""
-
-    def position(self, offset: int) -> int | None:
-        """Where the byte at `offset` of the disk is; None where the copy has no room for it: it is zero."""
-
-
-class Unmoved:
-    """The positions in a raw image."""
-
-    head, block_size = 0, 1 << 30
-
-    def position(self, offset: int) -> int | None:
-        """The same."""
-        return offset
 
 
 class _Part(NamedTuple):
@@ -54,7 +32,6 @@ class LocalDisk:
 
     def __init__(self, used: Callable[[LocalDisk], None] = lambda disk: None) -> None:
         self.copy: LocalCopy | None = None
-        self.positions: Positions = Unmoved()
         self._used = used
         self._missed: int | None = None
         self._lock = threading.Lock()
@@ -135,7 +112,7 @@ class HydratingSource:
             yield last
 
     def _pieces(self, copy: LocalCopy, offset: int, end: int) -> Iterator[_Part]:
-        positions, piece = self._local.positions, copy.described.piece
+        positions, piece = copy.positions, copy.described.piece
         while offset < end:
             n = min(end, (offset // positions.block_size + 1) * positions.block_size) - offset
             position = positions.position(offset)

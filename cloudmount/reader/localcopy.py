@@ -25,6 +25,7 @@ from cloudmount.errors import NoRoomError, TargetExistsError
 from cloudmount.reader.filelock import locked_file
 from cloudmount.reader.pieces import Pieces
 from cloudmount.reader.piecewriter import CHUNK, FULL, PieceWriter, with_room
+from cloudmount.reader.positions import Positions, Unmoved
 from cloudmount.reader.sidecar import (
     LOST,
     SEEN,
@@ -73,6 +74,8 @@ class LocalCopy:
         self.path, self.described = path, sidecar.described
         self.trusted = Pieces(self.described.pieces)
         """The pieces that reads may use."""
+        self.positions: Positions = Unmoved()
+        """Where the disk's bytes lie in it; set before it is used."""
         self.doubtful = False
         """Whether what was written has to be verified before it is used."""
         self.finished = False
@@ -271,6 +274,11 @@ class LocalCopy:
         assert writer is not None
         writer.put(position, data, digests, self.room)
         if writer.written >= COMMIT_BYTES or time.monotonic() - self._since >= COMMIT_SECONDS:
+            self.commit()
+
+    def tick(self) -> None:
+        """Commit if that is soon due: to be called now and then when nothing comes to be written."""
+        if time.monotonic() - self._since >= COMMIT_SECONDS / 2:
             self.commit()
 
     def commit(self) -> None:

@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 from cloudmount.disks.synthesis import VhdxPositions
 from cloudmount.errors import DamagedError
 from cloudmount.extents import BlockSource, Zeros
-from cloudmount.reader.hydrating import LocalDisk, Positions, Unmoved
+from cloudmount.reader.hydrating import LocalDisk
 from cloudmount.reader.localcopy import LocalCopy
+from cloudmount.reader.positions import Positions, Unmoved
 from cloudmount.reader.sidecar import Described
 from cloudmount.repo.structures import BLOCK_BYTES
 from cloudmount.tree.snapshotdir import StoredDisk
@@ -84,6 +85,7 @@ class DiskCopy:
         self._use(local, LocalCopy.claim(self.path, self.described, tell))
 
     def _use(self, local: LocalDisk, copy: LocalCopy | None) -> bool:
-        local.positions = self.positions
+        if copy is not None:
+            copy.positions = self.positions
         local.copy = copy
         return copy is not None

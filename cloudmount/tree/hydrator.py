@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cloudmount.errors import CloudMountError, StoreError
+from cloudmount.errors import CloudMountError, StoreError, StoreTimeoutError
 from cloudmount.extents import BlockSource
 from cloudmount.reader.filling import COMPLETE, GIVEN_UP, NO_ANSWER, RUNNING, Filling
 from cloudmount.reader.hydrating import HydratingSource, LocalDisk
@@ -32,6 +33,9 @@ REQUESTS = 4
 AGAIN_SECONDS = 5.0
 """After how long a store that failed is asked again."""
 END_SECONDS = 2.0
+ATTACH_SECONDS, SOON_SECONDS = 5.0, 0.5
+"""How long the first read of a disk waits for the map that its copy needs; the latter while the store is
+silent."""
 
 
 class _Task:
@@ -109,17 +113,25 @@ class Hydrator:
     # What is read
 
     def _used(self, task: _Task) -> None:
-        """On a reader's thread: a source of this disk is read for the first time, or its copy is in doubt."""
-        with task.attaching:
-            copy = task.local.copy
-            if copy is not None and copy.doubtful and not copy.claimed:
-                task.local.copy = copy = None  # it was only to be read; now it has to be verified
-            if copy is None:
-                try:
-                    self._attach(task)
-                except (CloudMountError, OSError) as error:
-                    self._tell_once(f"not completed here: {error}")
-                    return
+        """On a reader's thread: a source of this disk is read for the first time, or its copy is in doubt.
+
+        Reads wait for the copy's map, but not long; what comes later is used from then on.
+        """
+        copy = task.local.copy
+        if copy is not None and not (copy.doubtful and not copy.claimed):
+            self._to_front(task)
+            return
+        wait = SOON_SECONDS if self._reader.outage else ATTACH_SECONDS
+        until = time.monotonic() + min(wait, self._reader.io_timeout)
+        try:
+            self._reader.ask(("copy", task.disk.ident), lambda: self._attach(task), until)
+        except StoreTimeoutError:
+            pass
+        except (CloudMountError, OSError) as error:
+            self._tell_once(f"not completed here: {error}")
+
+    def _to_front(self, task: _Task) -> None:
+        """It is this disk's turn."""
         with self._change:
             if self._order[-1:] == [task] and not task.unfinished:
                 return
@@ -132,23 +144,35 @@ class Hydrator:
             self._change.notify_all()
 
     def _attach(self, task: _Task) -> None:
-        """Have the task use a finished copy, else one to be filled."""
-        if self._ended:
+        """On a worker: have the task use a finished copy, else one to be filled."""
+        if self._ended or not task.attaching.acquire(blocking=False):
             return
+        try:
+            copy = task.local.copy
+            if copy is not None and copy.doubtful and not copy.claimed:
+                task.local.copy = copy = None  # it was only to be read; now it has to be verified
+            if copy is None and not self._attach_one(task):
+                return
+        finally:
+            task.attaching.release()
+        self._to_front(task)
+
+    def _attach_one(self, task: _Task) -> bool:
         folder = self._drive.folder_of(task.disk.snapshot)
         forms: tuple[Format, ...] = ("vhdx", "raw") if task.disk.vhdx_bytes() is not None else ("raw",)
         copies = [DiskCopy(self._root, task.disk, folder, form) for form in forms]
         for copy in copies:
             if copy.finished(task.local):
                 task.copy = copy
-                return
+                return True
         copy = next((c for c in copies if c.path.exists()), copies[0])
         try:
             copy.claim(task.local, self._tell_once)
         except CopyInUseError as error:
             self._tell_once(f"{error}; this drive reads through to the store")
-            return
+            return False
         task.copy, task.given_up = copy, False
+        return True
 
     def _tell_once(self, line: str) -> None:
         with self._change:

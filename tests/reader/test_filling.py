@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmount.blobs.counting import CountingStore
+from cloudmount.blobs.faulty import Fault, FaultyStore, Operation
 from cloudmount.blobs.limited import LimitedStore
 from cloudmount.blobs.memory import MemoryStore
 from cloudmount.errors import DamagedError
@@ -20,7 +21,9 @@ from cloudmount.extents import Zeros
 from cloudmount.reader.filling import COMPLETE, Filling, _Considerate, _Wanted
 from cloudmount.reader.hydrating import HydratingSource, LocalDisk
 from cloudmount.reader.localcopy import LocalCopy
+from cloudmount.reader.positions import Unmoved
 from cloudmount.reader.stored import FrameReader, StoredSource
+from cloudmount.repo.names import pack_name
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.streams import StreamMap
 from tests.reader.campaign_hydration import campaign
@@ -29,6 +32,15 @@ from tests.reader.stored_repository import SMALL, StoredRepository, model, noise
 
 FRAME = SMALL.frame
 SIZE = (5 << 20) + 100
+
+
+class Nothing:
+    """A copy that has nothing."""
+
+    positions = Unmoved()
+
+    def has(self, position: int, length: int) -> bool:
+        return False
 
 
 def local_disk(path: Path, size: int) -> tuple[LocalDisk, LocalCopy]:
@@ -54,12 +66,6 @@ def test_every_frame_is_asked_for_once_from_where_readers_are(
     if waiting:
         local.missed(waiting.pop() % size)
 
-    class Nothing:
-        """A copy that has nothing."""
-
-        def has(self, position: int, length: int) -> bool:
-            return False
-
     wanted = _Wanted(stream, local, Nothing())  # type: ignore[arg-type]  # as much of a copy as it needs
     found = []
     for frame in wanted.present():
@@ -73,10 +79,6 @@ def test_what_a_reader_missed_comes_next() -> None:
     made = StoredRepository()
     stream = made.disk(noise(16 << 20), pack_bytes=64 << 20)
     local = LocalDisk()
-
-    class Nothing:
-        def has(self, position: int, length: int) -> bool:
-            return False
 
     frames = _Wanted(stream, local, Nothing()).present()  # type: ignore[arg-type]
     assert [next(frames).number for _ in range(10)] == list(range(10))
@@ -126,6 +128,32 @@ def test_stops_soon_and_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert store.snapshot().bytes_down < 1.01 * (len(content) - there) + (64 << 10)
 
 
+def test_what_came_is_there_within_a_second_though_nothing_else_comes(tmp_path: Path) -> None:
+    made = StoredRepository()
+    content = noise(4 << 20)
+    stream = made.disk(content, pack_bytes=1 << 20)
+    first = {at.pack for n in range(512) if (at := stream.locate(n)) is not None}
+    packs = set(made.packs()) - {pack_name(pack) for pack in first}
+    assert packs
+
+    def silent(op: Operation) -> Fault | None:
+        return Fault.STALL if op.name in packs else None
+
+    local, copy = local_disk(tmp_path / "x.img", len(content))
+    work = filling(made.behind(FaultyStore(made.store, silent, stall=60)), stream, local)
+    thread = threading.Thread(target=work.fill, args=(Zeros(len(content)),))
+    thread.start()
+    until = time.monotonic() + 10
+    while not copy.done_bytes and time.monotonic() < until:
+        time.sleep(0.05)
+    assert copy.done_bytes >= FRAME
+    began = time.monotonic()
+    work.stop()
+    thread.join(10)
+    assert not thread.is_alive() and time.monotonic() - began < 2
+    copy.close()
+
+
 def test_damage_leaves_out_what_is_damaged_only(tmp_path: Path) -> None:
     made = StoredRepository()
     content = noise(2 << 20)
@@ -149,7 +177,7 @@ def test_damage_leaves_out_what_is_damaged_only(tmp_path: Path) -> None:
 
 def test_requests_wait_for_readers_and_get_smaller_on_a_slow_line() -> None:
     busy = [0.0]
-    polite = _Considerate(threading.Event(), lambda: busy[0], None, FRAME)
+    polite = _Considerate(threading.Event(), lambda: busy[0], None, FRAME, lambda: None)
     threading.Timer(0.3, busy.__setitem__, (0, 1.0)).start()
     began = time.monotonic()
     polite.before()

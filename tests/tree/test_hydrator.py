@@ -19,6 +19,7 @@ from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.faulty import Fault, FaultyStore
 from cloudmount.blobs.limited import LimitedStore
 from cloudmount.blobs.store import BlobStore
+from cloudmount.errors import StoreTimeoutError
 from cloudmount.reader.filling import COMPLETE
 from cloudmount.reader.stored import FrameReader
 from cloudmount.tree import hydrator as hydrating
@@ -152,7 +153,7 @@ def test_the_disk_opened_last_comes_first(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     names = ("a", "b", "c")
     for n, name in enumerate(names):
-        (tmp_path / f"{name}.img").write_bytes(b"\1" + random.Random(n).randbytes(4 * MIB - 1))
+        (tmp_path / f"{name}.img").write_bytes(b"\1" + random.Random(n).randbytes(2 * MIB - 1))
     lab.backup(*(tmp_path / f"{name}.img" for name in names))
     with hydrating_drive(lab, tmp_path / "to", LimitedStore(lab.store, down=4_000_000)) as (drive, made, _):
         for name in names:
@@ -213,6 +214,29 @@ def test_a_store_that_is_away_is_waited_for(
         faulty.plan = lambda op: None
         wait_for(lambda: complete(made))
         assert source.read_at(0, len(content)) == content
+
+
+def test_a_silent_store_does_not_keep_first_reads_waiting_for_a_copy(lab: Lab, tmp_path: Path) -> None:
+    content = (tmp_path / "disk.img").read_bytes()
+    faulty = FaultyStore(lab.store, lambda op: None, stall=1.5)
+    with hydrating_drive(lab, tmp_path / "to", faulty, io_timeout=1) as (drive, made, _):
+        files = [node(drive, DISK) for _ in range(2)]
+        faulty.plan = lambda op: Fault.STALL
+        began = time.monotonic()
+        for file in files:
+            with pytest.raises(StoreTimeoutError):
+                file.open().read_at(0, 4096)
+        assert time.monotonic() - began < 2 * 4
+        faulty.plan = lambda op: None
+
+        def answers() -> bool:
+            try:
+                return bool(node(drive, DISK).open().read_at(0, len(content)) == content)
+            except StoreTimeoutError:
+                return False
+
+        wait_for(answers)
+        wait_for(lambda: complete(made))
 
 
 def test_a_folder_that_cannot_be_written_costs_the_copy_only(lab: Lab, tmp_path: Path) -> None:
