@@ -5,11 +5,13 @@ Decided here and only here: the sizes of a drive's caches, and where its records
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cloudmount.app.hydrations import announced
 from cloudmount.app.opening import disk_cache
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
@@ -19,6 +21,7 @@ from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.drive import Drive
+from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
 GIB = 1 << 30
 MOST_CACHE = 10 * GIB
@@ -48,11 +51,15 @@ def mount(
     io_timeout: float = 60.0,
     allow_other: bool = False,
     bandwidth: tuple[float | None, float | None] = (None, None),
+    hydrate_to: Path | None = None,
     ready: Callable[[str], None],
     tell: Callable[[str], None],
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns."""
+    """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns.
+
+    The disks that are read are completed in the folder `hydrate_to`.
+    """
     from cloudmount.mounts.refuse_driver import RefuseDrive
 
     make_folders(environ)
@@ -61,7 +68,7 @@ def mount(
         environ,
         policy=TRANSFER.reading(io_timeout),
         bandwidth=bandwidth,
-        connections=WORKERS + 2,
+        connections=WORKERS + 2 + (REQUESTS if hydrate_to is not None else 0),
     )
     repository = Repository.open(store, passphrase, tell=tell)
     folder = cache_dir or cache_folder(environ) / repository.config.repo_id / "frames"
@@ -69,7 +76,13 @@ def mount(
     repository.cache = disk_cache(folder, limit, tell)
     reader = FrameReader(repository, cache=repository.cache, io_timeout=io_timeout, workers=WORKERS)
     drive = Drive(repository, reader, Sightings(repository, environ).saw)
-    try:
+    with contextlib.ExitStack() as ending:
+        ending.callback(reader.close)
+        if hydrate_to is not None:
+            hydrator = Hydrator(Path(os.path.abspath(hydrate_to)), drive, reader, tell)
+            drive.local = hydrator
+            ending.callback(hydrator.close)
+            ending.enter_context(announced(hydrator.states, environ))
         serve(
             RefuseDrive,
             drive,
@@ -80,5 +93,3 @@ def mount(
             ready=ready,
             tell=tell,
         )
-    finally:
-        reader.close()

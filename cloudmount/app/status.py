@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from cloudmount.app.hydrations import hydrations
 from cloudmount.app.places import records_folder
 from cloudmount.mounts.mountpoints import mounted_at
 from cloudmount.mounts.records import read_records, remove_record
 
 
 def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Every mount of this user's; records of mounts that are gone are cleared."""
+    """Every mount and hydration of this user's; records of those that are gone are cleared."""
     mounts = []
     for record in read_records(records_folder(environ)):
         there = mounted_at(record.mountpoint)
@@ -31,4 +32,4 @@ def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
                 "state": "up" if record.alive else "its process was killed",
             }
         )
-    return {"mounts": mounts, "hydrations": [], "vms": []}
+    return {"mounts": mounts, "hydrations": hydrations(environ), "vms": []}

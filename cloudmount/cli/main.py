@@ -31,11 +31,24 @@ from cloudmount.cli import output
 from cloudmount.cli.output import plain
 from cloudmount.errors import CloudMountError, UsageError
 
-COMMANDS = ("init", "backup", "snapshots", "show", "ls", "restore", "check", "mount", "umount", "status")
+COMMANDS = (
+    "init",
+    "backup",
+    "snapshots",
+    "show",
+    "ls",
+    "restore",
+    "check",
+    "mount",
+    "umount",
+    "hydrate",
+    "verify-local",
+    "status",
+)
 INTERRUPTED = 130
 GRACE_SECONDS = 5.0
 """How long a command may take to end after Ctrl-C."""
-GO_ON = ("backup", "restore")
+GO_ON = ("backup", "restore", "hydrate")
 
 
 class _Commands(click.Group):
@@ -45,7 +58,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: Any = importlib.import_module(f"cloudmount.cli.{cmd_name}").command
+        found: Any = importlib.import_module(f"cloudmount.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(found, click.Command)
         return found
 

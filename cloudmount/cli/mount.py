@@ -26,6 +26,9 @@ from cloudmount.errors import UsageError
 )
 @click.option("--io-timeout", type=click.FloatRange(1), default=60.0, show_default=True, metavar="SECONDS",
               help="How long a read waits for the store before it fails.")  # fmt: skip
+@click.option(
+    "--hydrate-to", metavar="D", help="Complete the disks that are read in folder D, and use what is there."
+)
 @click.option("--allow-other", is_flag=True, help="Other users see the drive too.")
 @click.option("--daemon", is_flag=True, help="Return when it is up; go on in the background.")
 @click.argument("folder", metavar="DIR")
@@ -35,6 +38,7 @@ def command(
     cache_size: str | None,
     driver: str,
     io_timeout: float,
+    hydrate_to: str | None,
     allow_other: bool,
     daemon: bool,
     folder: str,
@@ -67,6 +71,7 @@ def command(
             io_timeout=io_timeout,
             allow_other=allow_other,
             bandwidth=common.bandwidth,
+            hydrate_to=Path(hydrate_to) if hydrate_to is not None else None,
             ready=ready,
             tell=out.warn,
         )

@@ -5,16 +5,24 @@ from __future__ import annotations
 import click
 
 from cloudmount.cli.options import output_options
-from cloudmount.cli.output import Output, table
+from cloudmount.cli.output import Output, size_text, table
 
 
 @click.command()
 @output_options
 def command(out: Output) -> None:
-    """Show the drives that are up on this machine."""
+    """Show the drives that are up and the hydrations that go on on this machine."""
     from cloudmount.app.status import status
 
     value = status()
-    rows = [["DRIVE", "REPOSITORY", "SINCE", "STATE"]]
-    rows += [[m["mountpoint"], m["repository"], m["since"], m["state"]] for m in value["mounts"]]
-    out.result(value, table(rows) if value["mounts"] else "No drive is up.")
+    drives = [["DRIVE", "REPOSITORY", "SINCE", "STATE"]]
+    drives += [[m["mountpoint"], m["repository"], m["since"], m["state"]] for m in value["mounts"]]
+    copies = [["COPY", "DONE", "OF", "STATE"]]
+    copies += [
+        [h["path"], size_text(h["done_bytes"]), size_text(h["total_bytes"]), h["state"]]
+        for h in value["hydrations"]
+    ]
+    told = [table(drives) if value["mounts"] else "No drive is up."]
+    if value["hydrations"]:
+        told.append(table(copies, right=frozenset({1, 2})))
+    out.result(value, "\n\n".join(told))

@@ -148,6 +148,30 @@ def vhdx_size(identity: Identity, present: int) -> int:
     return plan.payload_offset + present * plan.block_size
 
 
+class VhdxPositions:
+    """Where the disk's own bytes lie in the file that `synthesise_vhdx` gives. Immutable."""
+
+    def __init__(self, presence: Presence, identity: Identity) -> None:
+        identity.check_blocks(presence)
+        plan = _Plan(identity)
+        self.block_size = plan.block_size
+        """Bytes of the disk that lie together."""
+        self.head = plan.payload_offset
+        """Bytes before the first of the disk's own."""
+        if plan.block_size != BLOCK_SIZE:
+            presence = presence.coarsened(plan.block_size // BLOCK_SIZE)
+        self._presence = presence
+        self.size = self.head + presence.count * plan.block_size
+        """Bytes of the file."""
+
+    def position(self, offset: int) -> int | None:
+        """Where the byte at `offset` of the disk is; None in an absent block."""
+        block, within = divmod(offset, self.block_size)
+        if not self._presence.present(block):
+            return None
+        return self.head + self._presence.rank(block) * self.block_size + within
+
+
 def synthesise_vhdx(content: BlockSource, presence: Presence, identity: Identity) -> BlockSource:
     """The disk `content` as a VHDX file; owns `content`.
 

@@ -13,6 +13,7 @@ a restore from a silent store too.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
@@ -32,10 +33,35 @@ LONGEST = 9 << 20
 """Sealed bytes of one request: a batch that no compression shortens, and its seals."""
 MEMORY = 96 << 20
 """Most bytes in memory, about: a batch takes its plain bytes, and as many sealed ones while it is opened."""
+STEP = 0.4
 WORKERS = max(4, (os.cpu_count() or 2) + 2)
 
 _Result = list[tuple[Frame, "bytes | DamagedError"]]
 _NEVER = float("inf")
+
+
+class Hooks:
+    """What a reader in bulk that is not alone does otherwise; called on any thread but for `waited`."""
+
+    def waited(self) -> None:
+        """On the iterator's thread, now and then while nothing comes; may raise."""
+
+    def batch_bytes(self) -> int:
+        """The most plain bytes of the next batch."""
+        return BATCH
+
+    def before(self) -> None:
+        """Before a request; may wait."""
+
+    def took(self, seconds: float) -> None:
+        """A batch's requests took so long."""
+
+    def at_hand(self, frame: Frame) -> bytes | None:
+        """A frame that needs no request."""
+        return None
+
+    def brought(self, frame: Frame, plain: bytes) -> None:
+        """A frame is verified; called before it is given out."""
 
 
 class _Batch(NamedTuple):
@@ -51,35 +77,41 @@ def read_frames(
     workers: int = WORKERS,
     memory_bytes: int = MEMORY,
     on_damage: Callable[[Frame, DamagedError], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> Generator[tuple[Frame, bytes], None, None]:
-    """Every present frame of a stream with its plain bytes, in order, verified by its content id.
+    """Every present frame of a stream with its plain bytes, in its order, verified by its content id.
 
     A damaged frame raises its `DamagedError`, or is given to `on_damage` and left out. Damage of the map
     itself is raised always: what follows is unknown then. Store errors come as they are (the
     store has tried again already). Close the iterator when it isn't used up.
+
+    `hooks` are for those who are not alone.
     """
     pool = Workers(workers, spare=0, name="bulk")
     batch_bytes = min(BATCH, max(frame_map.frame_bytes, memory_bytes // (3 * workers)))
-    batches = _batches(frame_map.present(), batch_bytes)
+    hooks = hooks or Hooks()
+    batches = _batches(frame_map.present(), lambda: min(batch_bytes, hooks.batch_bytes()))
     waiting: deque[_Batch] = deque()
     held = 0
     try:
         more = True
         while more or waiting:
             # A batch takes up to twice its bytes, at least for as long as it is opened.
-            while more and (not waiting or held + 2 * batch_bytes <= memory_bytes):
+            while more and (
+                not waiting or (held + 2 * batch_bytes <= memory_bytes and len(waiting) < 3 * workers)
+            ):
                 batch = next(batches, None)
                 if batch is None:
                     more = False
                     break
                 held += 2 * batch.bytes
                 waiting.append(batch)
-                pool.submit(lambda batch=batch: _bring(repository, batch), _NEVER)  # type: ignore[misc]
+                pool.submit(lambda batch=batch: _bring(repository, batch, hooks), _NEVER)  # type: ignore[misc]
             if not waiting:
                 break
             batch = waiting.popleft()
-            while not batch.flight.wait(1.0):
-                pass  # in steps, so that Ctrl-C is noticed
+            while not batch.flight.wait(STEP):
+                hooks.waited()  # in steps, so that Ctrl-C is noticed
             for frame, plain in batch.flight.result():
                 if not isinstance(plain, DamagedError):
                     yield frame, plain
@@ -92,12 +124,12 @@ def read_frames(
         pool.close()
 
 
-def _batches(frames: Iterable[Frame], most: int) -> Iterator[_Batch]:
-    """The frames in order, `most` plain bytes at a time."""
+def _batches(frames: Iterable[Frame], most: Callable[[], int]) -> Iterator[_Batch]:
+    """The frames in order, `most()` plain bytes at a time."""
     batch: list[Frame] = []
     size = 0
     for frame in frames:
-        if batch and size + frame.length > most:
+        if batch and size + frame.length > most():
             yield _Batch(batch, Flight(_NEVER), size)
             batch, size = [], 0
         batch.append(frame)
@@ -106,13 +138,24 @@ def _batches(frames: Iterable[Frame], most: int) -> Iterator[_Batch]:
         yield _Batch(batch, Flight(_NEVER), size)
 
 
-def _bring(repository: Repository, batch: _Batch) -> None:
+def _bring(repository: Repository, batch: _Batch, hooks: Hooks) -> None:
     """On a worker: land the batch's flight."""
     frames = batch.frames
     try:
         found: list[bytes | DamagedError] = [b""] * len(frames)
-        for run in coalesce(range(len(frames)), lambda i: frames[i].at, longest=LONGEST):
+        for i, frame in enumerate(frames):
+            kept = hooks.at_hand(frame)
+            if kept is not None and repository.keys.content_id(kept) == frame.content:
+                found[i] = kept
+        wanted = [i for i in range(len(frames)) if not found[i]]
+        for run in coalesce(wanted, lambda i: frames[i].at, longest=LONGEST):
+            hooks.before()
+            began = time.monotonic()
             _read(repository, run, frames, found)
+            hooks.took(time.monotonic() - began)
+        for frame, plain in zip(frames, found, strict=True):
+            if isinstance(plain, bytes):
+                hooks.brought(frame, plain)
         batch.flight.land(list(zip(frames, found, strict=True)))
     except BaseException as error:
         batch.flight.crash(error)

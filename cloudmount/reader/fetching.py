@@ -124,6 +124,8 @@ class FrameReader:
         self._asked: dict[Hashable, Flight[Any]] = {}
         self._lock = threading.Lock()
         self._fetched = Fetched()
+        self._waiting = 0
+        self._waited = float("-inf")
 
     def fetched(self) -> Fetched:
         """What was done so far."""
@@ -149,11 +151,24 @@ class FrameReader:
 
     def wait(self, flight: Flight[T], deadline: float) -> T:
         """What the flight brings; its error, or `StoreTimeoutError` when it isn't there at `deadline`."""
-        while not flight.wait(max(0.0, min(STEP, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                raise StoreTimeoutError("no answer in time")
-            self.workers.relieve()
+        if not flight.landed:
+            with self._lock:
+                self._waiting += 1
+            try:
+                while not flight.wait(max(0.0, min(STEP, deadline - time.monotonic()))):
+                    if time.monotonic() >= deadline:
+                        raise StoreTimeoutError("no answer in time")
+                    self.workers.relieve()
+            finally:
+                with self._lock:
+                    self._waiting -= 1
+                    self._waited = time.monotonic()
         return flight.result()
+
+    def idle(self) -> float:
+        """For how many seconds nobody has waited for the store; 0 while somebody does."""
+        with self._lock:
+            return 0.0 if self._waiting else time.monotonic() - self._waited
 
     def ask(self, key: Hashable, job: Callable[[], T], deadline: float) -> T:
         """What `job` gives, called on a worker; those who ask under one key share one call."""

@@ -113,23 +113,32 @@ class StreamMap:
 
     def present(self) -> Iterator[Frame]:
         """Every present frame in order, its id proved (see `FrameMap`)."""
+        for number, digest in self.proved().items():
+            yield from self.present_in(number, digest)
+
+    def proved(self) -> dict[int, bytes]:
+        """The digests of the stored segments, in order; `DamagedError` unless they are the content's."""
         keys = self.maps.repository.keys
         digests = dict(self.digests())
         every = (digests.get(n, ZERO_ID) for n in range(self.segments))
         if content_digest(keys, self.size, self.frame_bytes, every).hex() != self._content:
             raise DamagedError(f"{self._snapshot.name}: a stream's digests are not those of its content")
-        for number, digest in digests.items():
-            segment, ids = self.segment(number), self.ids(number)
-            if segment is None:
-                raise DamagedError(f"{self._snapshot.name}: a segment is missing from its page")
-            rows = [segment.row(i) for i in range(segment.frames)]
-            if segment_digest(keys, [ids[r] if r >= 0 else ZERO_ID for r in rows]) != digest:
-                raise DamagedError(f"{self._snapshot.name}: a segment's ids are not those of its content")
-            first = number * self._per_segment
-            for i, row in enumerate(rows):
-                at = segment.locate(i)
-                if at is not None:
-                    yield Frame(first + i, ids[row], at, self.frame_length(first + i))
+        return digests
+
+    def present_in(self, number: int, digest: bytes) -> Iterator[Frame]:
+        """The present frames of one segment in order, their ids proved by its digest."""
+        segment, ids = self.segment(number), self.ids(number)
+        if segment is None:
+            raise DamagedError(f"{self._snapshot.name}: a segment is missing from its page")
+        rows = [segment.row(i) for i in range(segment.frames)]
+        proof = segment_digest(self.maps.repository.keys, [ids[r] if r >= 0 else ZERO_ID for r in rows])
+        if proof != digest:
+            raise DamagedError(f"{self._snapshot.name}: a segment's ids are not those of its content")
+        first = number * self._per_segment
+        for i, row in enumerate(rows):
+            at = segment.locate(i)
+            if at is not None:
+                yield Frame(first + i, ids[row], at, self.frame_length(first + i))
 
     def digests(self) -> Iterator[tuple[int, bytes]]:
         """(segment, digest) of the stored segments, in order."""

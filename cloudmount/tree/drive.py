@@ -11,12 +11,13 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cachetools
 
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
+from cloudmount.extents import BlockSource
 from cloudmount.nodes import Attr, Dir, Kind, Node
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.names import SnapshotKey, folders
@@ -24,7 +25,7 @@ from cloudmount.repo.repository import Machine, Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
 from cloudmount.tree.refreshed import Refreshed
-from cloudmount.tree.snapshotdir import OpenedSnapshot, SnapshotDir
+from cloudmount.tree.snapshotdir import OpenedSnapshot, SnapshotDir, StoredDisk
 
 LATEST = "latest"
 FRESH_SECONDS = 3.0
@@ -42,6 +43,13 @@ def inode(*parts: str) -> int:
     return (int.from_bytes(digest, "little") >> 1) or 1
 
 
+class LocalContent(Protocol):
+    """Gives disks from elsewhere than the store where it can."""
+
+    def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
+        """The raw disk; owns `stored`, which reads it from the store."""
+
+
 class Drive:
     """The root folder: one folder per machine."""
 
@@ -55,6 +63,8 @@ class Drive:
         machine's newest snapshot when it is first looked at."""
         self.repository = repository
         self.saw = saw
+        self.local: LocalContent | None = None
+        """What has disks on this machine; set before the drive is used."""
         self._reader = reader
         self.maps = MapCache(repository)
         self._machines: dict[str, MachineDir] = {}
@@ -89,6 +99,11 @@ class Drive:
             machines = list(self._machines.values())
         known = [size for m in machines if (size := m.known_size) is not None]
         return sum(known), len(known)
+
+    def folder_of(self, snapshot: Snapshot) -> str:
+        """What a snapshot's folder is called."""
+        keys = self._dir(self.repository.machine(snapshot.machine)).keys()
+        return next((name for name, key in keys.items() if key == snapshot.key), snapshot.key.folder)
 
     def _dir(self, machine: Machine) -> MachineDir:
         with self._lock:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cloudmount.disks.presence import BitmapPresence
 from cloudmount.disks.synthesis import LARGE_ABOVE, Identity, synthesise_vhdx, vhdx_size
 from cloudmount.errors import UsageError
-from cloudmount.extents import BlockSource, Bytes
+from cloudmount.extents import BlockSource, Bytes, Zeros
 from cloudmount.nodes import Attr, Kind, Node
 from cloudmount.reader.stored import StoredSource
 from cloudmount.repo.entries import Entry
@@ -70,7 +70,24 @@ class StoredDisk:
 
     def content(self) -> BlockSource:
         """The raw disk."""
-        return StoredSource(self._opened.drive.reader, self.map, (self._opened.snapshot.id, self.path))
+        drive = self._opened.drive
+        stored = StoredSource(drive.reader, self.map, self.ident)
+        return stored if drive.local is None else drive.local.content(self, stored)
+
+    @property
+    def ident(self) -> tuple[str, str]:
+        """What names its content to readers."""
+        return self.snapshot.id, self.path
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot it is in."""
+        return self._opened.snapshot
+
+    @property
+    def blank(self) -> BlockSource:
+        """The synthesised VHDX of a disk of zeros with its presence: right but for the disk's own bytes."""
+        return synthesise_vhdx(Zeros(int(self.summary["size"])), self.presence, self.identity)
 
     def vhdx_bytes(self) -> int | None:
         """Length of the synthesised VHDX; None when a VHDX can't hold the disk."""

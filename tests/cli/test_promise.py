@@ -27,8 +27,11 @@ OPTIONS = {
     "restore": STORE | OUTPUT | MOVES | {"--format"},
     "check": STORE | OUTPUT | MOVES | {"--read-data"},
     "mount": STORE | OUTPUT | MOVES
-    | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--daemon"},
+    | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--daemon",
+       "--hydrate-to"},
     "umount": OUTPUT,
+    "hydrate": STORE | OUTPUT | MOVES | {"--to", "--format"},
+    "verify-local": OUTPUT,
     "status": OUTPUT,
 }  # fmt: skip
 SNAPSHOT = {"id", "machine", "time", "disks", "files", "consistent", "proved"}
@@ -41,7 +44,7 @@ PROMISE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 
 
 def _command(name: str) -> click.Command:
-    found = importlib.import_module(f"cloudmount.cli.{name}").command
+    found = importlib.import_module(f"cloudmount.cli.{name.replace('-', '_')}").command
     assert isinstance(found, click.Command)
     return found
 
@@ -98,6 +101,11 @@ def test_json_keys(tmp_path: Path, source: Path) -> None:
     assert all({"name", "type", "size", "mtime"} <= e.keys() for e in console.json("ls", "srv:docs"))
     done = console.json("restore", "srv", str(tmp_path / "back"))
     assert {"files", "bytes", "fetched_bytes", "seconds"} <= done.keys()
+    copies = str(tmp_path / "copies")
+    done = console.json("hydrate", "srv", "--to", copies)
+    assert {"files", "bytes", "fetched_bytes", "seconds"} <= done.keys()
+    (copy,) = Path(copies).glob("srv/*/disk.vhdx")
+    assert {"ok", "bytes", "damage"} <= console.json("verify-local", str(copy)).keys()
     checked = console.json("check", "--read-data", "50")
     assert {"ok", "damage"} <= checked.keys()
     assert {"mounts", "hydrations", "vms"} <= console.json("status").keys()
