@@ -21,7 +21,9 @@ from cloudmount.cli.output import Output, time_text
     "--cache-size", metavar="SIZE", help="At most so much; left out: 10 GiB, or a quarter of the free space."
 )
 @click.option(
-    "--driver", type=click.Choice(["refuse"]), default="refuse", show_default=True, help="How it is mounted."
+    "--driver",
+    type=click.Choice(["native", "refuse"]),
+    help="How it is mounted; left out: native where cloudmount-native is installed, else refuse.",
 )
 @click.option("--io-timeout", type=click.FloatRange(1), default=60.0, show_default=True, metavar="SECONDS",
               help="How long a read waits for the store before it fails.")  # fmt: skip
@@ -32,7 +34,7 @@ def command(
     common: Common,
     cache_dir: str | None,
     cache_size: str | None,
-    driver: str,
+    driver: str | None,
     io_timeout: float,
     allow_other: bool,
     daemon: bool,
@@ -63,6 +65,7 @@ def command(
             cache_bytes=cache_bytes,
             io_timeout=io_timeout,
             allow_other=allow_other,
+            driver=driver,
             bandwidth=common.bandwidth,
             ready=ready,
             tell=out.warn,
