@@ -29,6 +29,7 @@ bench:
 	@scripts/setup.sh bench
 	$(PY) benchmarks/backup.py $(ARGS)
 	$(PY) benchmarks/boot.py $(ARGS)
+	$(PY) benchmarks/mount.py $(ARGS)
 
 # The long fault campaigns; the same SEED and COUNT give the same campaign.
 campaign: setup

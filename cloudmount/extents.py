@@ -67,9 +67,9 @@ class LocalCopy(Protocol):
         """Path of a complete copy, None as long as there is none. Cheap: asked when the source is opened
         and with reads, and answered from memory.
 
-        Demanded of implementers: the file's bytes are the source's, all of them and durable, when its
-        path is first given. Who reads it must make sure that it stays the file it opened (inode, size,
-        times), and else go back to `read_at`.
+        Demanded of implementers: whenever the path is given, the file there holds the source's bytes, all
+        of them and durable, and is as it was when that was made sure of (inode, size, mtime, ctime). Who
+        reads it must make sure that it stays the file it opened, and else go back to `read_at`.
         """
 
 

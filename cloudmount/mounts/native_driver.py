@@ -99,6 +99,11 @@ class NativeDrive:
         finally:
             self._tree.end()
 
+    @property
+    def remembered(self) -> int:
+        """Bytes of recently read data kept now; at most `MEMORY_BYTES`."""
+        return self._session.remembered
+
     def waiting(self, seconds: float) -> int:
         """Requests that have waited that long."""
         return self._session.waiting(seconds)

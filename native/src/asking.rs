@@ -131,8 +131,26 @@ pub fn chores(tree: &Bound<'_, PyAny>, chores: Vec<Chore>) {
     }
 }
 
+/// A job in work; whatever happens, it is answered and ended.
+struct Working<'a> {
+    core: &'a Core,
+    lane: u64,
+    job: &'a Job,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        if let Some(answer) = self.job.claim() {
+            answer.error(Errno::EIO);
+        }
+        self.core.jobs.end(self.job);
+        self.core.queue.done(self.lane);
+    }
+}
+
 /// Do a job and answer it, unless it was given up.
-pub fn answer(core: &Core, tree: &Bound<'_, PyAny>, job: &Job) {
+pub fn answer(core: &Core, tree: &Bound<'_, PyAny>, lane: u64, job: &Job) {
+    let _working = Working { core, lane, job };
     if !job.given_up() {
         let failed = match ask(core, tree, job) {
             Ok(0) => None,
@@ -146,7 +164,6 @@ pub fn answer(core: &Core, tree: &Bound<'_, PyAny>, job: &Job) {
             answer.error(errno);
         }
     }
-    core.jobs.end(job);
 }
 
 /// Ask Python; an errno, or 0 when the job was answered or given up.
@@ -262,7 +279,7 @@ fn open(core: &Core, tree: &Bound<'_, PyAny>, job: &Job, number: u64) -> PyResul
 
 /// Use a local copy from now on, if it is as it should be; else the tree goes on answering.
 fn offer(py: Python<'_>, file: &Opened, local: Option<Vec<u8>>) {
-    if let Some(path) = local {
+    if let Some(path) = local.filter(|_| file.wants_local()) {
         let path = PathBuf::from(OsString::from_vec(path));
         if let Ok(local) = py.detach(|| Local::open(&path, file.content.size)) {
             file.set_local(local);

@@ -107,8 +107,7 @@ impl Session {
                         asking::chores(tree, chores);
                     }
                     if let Some((lane, job)) = job {
-                        asking::answer(core, tree, &job);
-                        core.queue.done(lane);
+                        asking::answer(core, tree, lane, &job);
                     }
                 }
                 Step::Leave => return,

@@ -73,9 +73,14 @@ impl Opened {
         local.filter(|local| local.usable())
     }
 
+    /// Whether a local copy was never offered: one that changed is not taken again, whatever its path says.
+    pub fn wants_local(&self) -> bool {
+        self.local.read().is_none()
+    }
+
     /// There is a local copy now.
     pub fn set_local(&self, local: Local) {
-        *self.local.write() = Some(Arc::new(local));
+        self.local.write().get_or_insert_with(|| Arc::new(local));
     }
 
     /// The bytes from memory, when all of them are there.

@@ -26,8 +26,8 @@ class TestDrivers(TreeConformance, TreeLifeConformance):
         with ExitStack() as mounts:
             numbers = itertools.count(1)
 
-            def mount(root: Dir, options: DriveOptions | None = None) -> Mounted:
-                path = tmp_path / f"mount{next(numbers)}"
+            def mount(root: Dir, options: DriveOptions | None = None, path: Path | None = None) -> Mounted:
+                path = path or tmp_path / f"mount{next(numbers)}"
                 return mounts.enter_context(mounted(DRIVERS[driver], root, path, options))
 
             yield mount

@@ -297,6 +297,18 @@ class TreeLifeConformance:
         assert not wrong
         assert mounted.end() < 5
 
+    def test_the_next_drive_at_the_same_path_stays(self, mount: Mount) -> None:
+        """A drive that ends late, because a file of it was still open, takes no other one with it."""
+        first = mount(MemoryDir({"f": MemoryFile(b"first")}))
+        with opened(first.path / "f") as fd:
+            first.detach()
+            second = mount(MemoryDir({"f": MemoryFile(b"second")}), path=first.path)
+            assert os.pread(fd, 9, 0) == b"first"
+        first.thread.join(5)
+        assert not first.thread.is_alive()
+        time.sleep(0.3)
+        assert content(second.path / "f") == b"second"
+
     def test_more_names_than_nodes_are_kept(self, mount: Mount) -> None:
         """Nodes that were dropped are found again by their names."""
         at = mount(MemoryDir({f"{i}": MemoryFile(b"") for i in range(6000)})).path
