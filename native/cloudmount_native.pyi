@@ -33,7 +33,7 @@ class Tree(Protocol):
         self, handle: int, offset: int, length: int, wide_offset: int, wide_length: int
     ) -> int | tuple[int, bytes, bytes | None]:
         """Bytes of an open file, and the offset of the first: at least `length` at `offset` (which lie
-        within the file), best the wide range around them, which is kept in memory. And the path of a
+        within the file), best the wide range around them, which is copied into memory. And the path of a
         complete copy, if there is one by now."""
 
     def open_folder(self, number: int) -> int | tuple[int]:

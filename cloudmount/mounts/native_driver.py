@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cloudmount_native import Session, Shown
 
 MEMORY_BYTES = 32 << 20
-"""Of recently read data; most of it is shared with the frame cache of the reader below."""
+"""Of recently read data, beside the frame cache of the reader below."""
 NAMES = 1024
 """Names of a folder that are asked for at once; 50,000 then take 50 calls instead of 600."""
 _KINDS = {Kind.FILE: 0, Kind.DIR: 1, Kind.LINK: 2}

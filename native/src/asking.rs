@@ -22,8 +22,7 @@ use pyo3::types::{PyBytes, PyInt, PyList};
 use crate::core::Core;
 use crate::jobs::{Answer, Ask, Job};
 use crate::local::Local;
-use crate::memory::Bytes;
-use crate::opened::{Content, Folder, Name, Opened};
+use crate::opened::{gather, with_pages, Content, Folder, Name, Opened};
 use crate::queue::Chore;
 use crate::server::fill;
 
@@ -297,41 +296,35 @@ fn read(
 ) -> PyResult<i32> {
     let py = tree.py();
     // Another reader may have brought it while this waited in the queue.
-    if file.remembered(&core.memory, offset, length).is_none() {
-        let (wide, wide_length) = file.widened(offset, length);
-        let asked = (file.handle, offset, length, wide, wide_length);
-        type Read<'py> = (u64, Bound<'py, PyBytes>, Option<Vec<u8>>);
-        let (from, bytes, local) = match told::<Read<'_>>(&tree.call_method1("read", asked)?)? {
-            Told::Value(read) => read,
-            Told::Errno(errno) => return Ok(errno),
-        };
-        offer(py, file, local);
-        let start = offset
-            .checked_sub(from)
-            .and_then(|start| usize::try_from(start).ok())
-            .filter(|start| start.saturating_add(length) <= bytes.as_bytes().len())
-            .ok_or_else(|| PyValueError::new_err("other bytes came than were asked for"))?;
-        let bytes = Bytes::Python(PyBackedBytes::from(bytes));
+    if let Some(parts) = file.remembered(&core.memory, offset, length) {
         py.detach(|| {
-            let bytes = file.remember(&core.memory, from, bytes);
-            if let Some(Answer::Data(reply)) = job.claim() {
-                reply.data(&bytes[start..start + length]);
-            }
+            with_pages(length, |pages| {
+                gather(&parts, pages);
+                if let Some(Answer::Data(reply)) = job.claim() {
+                    reply.data(pages);
+                }
+            });
         });
         return Ok(0);
     }
+    let (wide, wide_length) = file.widened(offset, length);
+    let asked = (file.handle, offset, length, wide, wide_length);
+    type Read<'py> = (u64, Bound<'py, PyBytes>, Option<Vec<u8>>);
+    let (from, bytes, local) = match told::<Read<'_>>(&tree.call_method1("read", asked)?)? {
+        Told::Value(read) => read,
+        Told::Errno(errno) => return Ok(errno),
+    };
+    offer(py, file, local);
+    let start = offset
+        .checked_sub(from)
+        .and_then(|start| usize::try_from(start).ok())
+        .filter(|start| start.saturating_add(length) <= bytes.as_bytes().len())
+        .ok_or_else(|| PyValueError::new_err("other bytes came than were asked for"))?;
+    let bytes = PyBackedBytes::from(bytes);
     py.detach(|| {
-        let parts = file.remembered(&core.memory, offset, length);
-        let all: Option<Vec<u8>> = parts.map(|parts| {
-            parts
-                .iter()
-                .flat_map(|(bytes, range)| bytes[range.clone()].iter().copied())
-                .collect()
-        });
-        if let Some(all) = all {
-            if let Some(Answer::Data(reply)) = job.claim() {
-                reply.data(&all);
-            }
+        file.remember(&core.memory, from, &bytes);
+        if let Some(Answer::Data(reply)) = job.claim() {
+            reply.data(&bytes[start..start + length]);
         }
     });
     Ok(0)

@@ -139,8 +139,8 @@ impl Jobs {
             .count()
     }
 
-    /// Look for the dying until `stop`.
-    pub fn watch(&self) {
+    /// Look for the dying until `stop`; `also` is done between looks.
+    pub fn watch(&self, also: impl Fn()) {
         loop {
             let mut ended = self.ended.lock();
             if !*ended {
@@ -150,6 +150,7 @@ impl Jobs {
                 return;
             }
             drop(ended);
+            also();
             let old: Vec<_> = {
                 let open = self.open.lock();
                 let old = open.values().filter(|job| job.since.elapsed() >= PATIENCE);
@@ -212,7 +213,7 @@ mod tests {
     fn a_watch_ends() {
         let jobs = Jobs::default();
         jobs.stop();
-        jobs.watch();
+        jobs.watch(|| ());
         assert_eq!(jobs.waiting(Duration::ZERO), 0);
     }
 }

@@ -136,7 +136,7 @@ impl Session {
         thread::scope(|scope| {
             let named = |name: &str| thread::Builder::new().name(name.to_owned());
             let started = named("cloudmount-requests")
-                .spawn_scoped(scope, || core.jobs.watch())
+                .spawn_scoped(scope, || core.jobs.watch(|| core.tidy()))
                 .and_then(|_| {
                     (0..Core::disk_threads()).try_for_each(|_| {
                         named("cloudmount-disk")

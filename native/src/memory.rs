@@ -2,45 +2,29 @@
 //!
 //! Decided here and only here: that content is kept in blocks of `BLOCK` bytes, aligned in the file;
 //! what a kept block costs; and which goes first (second chance: the oldest not used since it was last
-//! looked at). A block that Python handed over whole is kept as Python's own object, so it takes no
-//! memory of its own while the frame cache below holds it too, and nothing is copied.
+//! looked at). Blocks are copies (10 us each), and the memory of one that went is used for the next.
 //!
 //! Threading: any thread; one lock, held for a few hash operations, never while bytes are copied.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::ops::Deref;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pyo3::pybacked::PyBackedBytes;
 
 /// Bytes of a block: a stored frame, so that a miss opens one frame and no second.
 pub const BLOCK: u64 = 128 << 10;
 /// What an entry costs beside its bytes, about: two keys, the entry, the object around the bytes.
 pub const ENTRY: usize = 256;
 
-/// Bytes that never change.
-pub enum Bytes {
-    /// Python's own, alive as long as this is.
-    Python(PyBackedBytes),
-    /// A copy.
-    Own(Box<[u8]>),
-}
+/// So many full blocks that went are held for the next, beside `limit`.
+const SPARE: usize = 8;
 
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Python(bytes) => bytes,
-            Self::Own(bytes) => bytes,
-        }
-    }
-}
+/// A block's bytes, which never change.
+pub type Block = Arc<Box<[u8]>>;
 
 struct Entry {
-    bytes: Arc<Bytes>,
+    bytes: Block,
     used: bool,
 }
 
@@ -48,6 +32,8 @@ struct Kept<K> {
     entries: HashMap<K, Entry>,
     order: VecDeque<K>,
     size: usize,
+    spare: Vec<Box<[u8]>>,
+    count: u64,
 }
 
 /// Blocks by key, in at most `limit` bytes.
@@ -63,6 +49,8 @@ impl<K: Copy + Eq + Hash> Memory<K> {
             entries: HashMap::new(),
             order: VecDeque::new(),
             size: 0,
+            spare: Vec::new(),
+            count: 0,
         };
         Self {
             limit,
@@ -71,20 +59,32 @@ impl<K: Copy + Eq + Hash> Memory<K> {
     }
 
     /// The block, which counts as a use of it.
-    pub fn get(&self, key: K) -> Option<Arc<Bytes>> {
+    pub fn get(&self, key: K) -> Option<Block> {
         let mut kept = self.kept.lock();
         let entry = kept.entries.get_mut(&key)?;
         entry.used = true;
         Some(Arc::clone(&entry.bytes))
     }
 
-    /// Keep a block; others go when there is no room for it.
-    pub fn put(&self, key: K, bytes: Arc<Bytes>) {
+    /// Keep a copy of a block; others go when there is no room for it.
+    pub fn put(&self, key: K, bytes: &[u8]) {
         let cost = bytes.len() + ENTRY;
         if cost > self.limit {
             return;
         }
-        let mut gone = Vec::new(); // dropped after the lock: Python's objects may be freed there
+        let spare = if bytes.len() as u64 == BLOCK {
+            self.kept.lock().spare.pop()
+        } else {
+            None
+        };
+        let bytes: Block = Arc::new(match spare {
+            Some(mut spare) => {
+                spare.copy_from_slice(bytes);
+                spare
+            }
+            None => bytes.into(),
+        });
+        let mut gone = Vec::new(); // looked at, and most of it dropped, after the lock
         let mut kept = self.kept.lock();
         while kept.size + cost > self.limit {
             let Some(oldest) = kept.order.pop_front() else {
@@ -112,8 +112,24 @@ impl<K: Copy + Eq + Hash> Memory<K> {
             kept.order.push_back(key);
         }
         kept.size += cost;
+        kept.count += 1;
         drop(kept);
-        drop(gone);
+        for entry in gone {
+            // One that is being read just now is freed by its reader.
+            if entry.bytes.len() as u64 == BLOCK {
+                if let Ok(bytes) = Arc::try_unwrap(entry.bytes) {
+                    let mut kept = self.kept.lock();
+                    if kept.spare.len() < SPARE {
+                        kept.spare.push(bytes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How many blocks were ever kept.
+    pub fn count(&self) -> u64 {
+        self.kept.lock().count
     }
 
     /// Bytes kept now, entries counted as they cost.
@@ -126,15 +142,15 @@ impl<K: Copy + Eq + Hash> Memory<K> {
 mod tests {
     use super::*;
 
-    fn block(length: usize, with: u8) -> Arc<Bytes> {
-        Arc::new(Bytes::Own(vec![with; length].into_boxed_slice()))
+    fn block(length: usize, with: u8) -> Vec<u8> {
+        vec![with; length]
     }
 
     #[test]
     fn bounded_to_the_byte() {
         let memory = Memory::new(10 * (1000 + ENTRY));
         for i in 0..1000_u32 {
-            memory.put(i, block(1 + i as usize % 1000, 1));
+            memory.put(i, &block(1 + i as usize % 1000, 1));
             assert!(memory.size() <= 10 * (1000 + ENTRY));
         }
         let kept: usize = (0..1000)
@@ -148,7 +164,7 @@ mod tests {
     fn what_is_used_stays() {
         let memory = Memory::new(4 * (100 + ENTRY));
         for i in 0..100_u32 {
-            memory.put(i, block(100, i as u8));
+            memory.put(i, &block(100, i as u8));
             assert!(memory.get(0).is_some_and(|b| b[0] == 0));
         }
         assert!(memory.get(50).is_none());
@@ -159,17 +175,30 @@ mod tests {
     fn put_again_counts_once() {
         let memory = Memory::new(1 << 20);
         for length in [100, 200, 50] {
-            memory.put(7, block(length, 7));
+            memory.put(7, &block(length, 7));
             assert_eq!(memory.size(), length + ENTRY);
         }
         assert_eq!(memory.get(7).map(|b| b.len()), Some(50));
     }
 
     #[test]
+    fn what_is_read_stays_as_it_is() {
+        let size = BLOCK as usize;
+        let memory = Memory::new(2 * (size + ENTRY));
+        memory.put(0, &block(size, 1));
+        let held = memory.get(0);
+        for i in 1..50_u32 {
+            memory.put(i, &block(size, 2));
+            assert!(memory.get(i).is_some_and(|b| b.iter().all(|&x| x == 2)));
+        }
+        assert!(held.is_some_and(|b| b.iter().all(|&x| x == 1)));
+    }
+
+    #[test]
     fn too_large_is_not_kept() {
         let memory = Memory::new(1000);
-        memory.put(1, block(100, 1));
-        memory.put(2, block(1000, 2));
+        memory.put(1, &block(100, 1));
+        memory.put(2, &block(1000, 2));
         assert!(memory.get(1).is_some());
         assert!(memory.get(2).is_none());
     }

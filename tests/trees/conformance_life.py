@@ -12,13 +12,16 @@ import errno
 import logging
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -160,6 +163,23 @@ class TreeLifeConformance:
     def test_programs_run_from_it(self, mount: Mount) -> None:
         at = mount(MemoryDir({"run": MemoryFile(b"#!/bin/sh\necho ran\n", mode=0o755)})).path
         assert subprocess.run([at / "run"], capture_output=True, text=True, check=True).stdout == "ran\n"
+
+    @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="acts as another user")
+    @pytest.mark.parametrize("allowed", [False, True])
+    def test_other_users(self, mount: Mount, allowed: bool) -> None:
+        files = {"all": MemoryFile(b"all"), "mine": MemoryFile(b"mine", mode=0o600, uid=0)}
+
+        def as_nobody(path: Path) -> str:
+            command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", str(path)]
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+        with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+            os.chmod(folder, 0o755)
+            mounted = mount(MemoryDir(files), DriveOptions(allow_other=allowed), path=Path(folder) / "d")
+            assert as_nobody(mounted.path / "all") == ("all" if allowed else "")
+            assert as_nobody(mounted.path / "mine") == ""
+            assert content(mounted.path / "mine") == b"mine"
+            mounted.end()
 
     # What changes
 
