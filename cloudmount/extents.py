@@ -59,6 +59,20 @@ class BlockSource(Protocol):
         """Release files and handles. May be called twice."""
 
 
+@runtime_checkable
+class LocalCopy(Protocol):
+    """What a `BlockSource` may offer beside: a file on this machine that holds all of its bytes."""
+
+    def local_path(self) -> str | None:
+        """Path of a complete copy, None as long as there is none. Cheap: asked when the source is opened
+        and with reads, and answered from memory.
+
+        Demanded of implementers: whenever the path is given, the file there holds the source's bytes, all
+        of them and durable, and is as it was when that was made sure of (inode, size, mtime, ctime). Who
+        reads it must make sure that it stays the file it opened, and else go back to `read_at`.
+        """
+
+
 def check_range(size: int, offset: int, length: int) -> None:
     """`ValueError` unless `length` bytes at `offset` lie within a source of `size` bytes."""
     if offset < 0 or length < 0 or offset + length > size:

@@ -31,6 +31,10 @@ MIB = 1 << 20
 PASSPHRASE = "demo passphrase"
 CODE, VARS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 BOOT_SECONDS = 150
+DRIVERS = {
+    "native": "native (Rust; reads that are at hand don't wait for Python)",
+    "refuse": "refuse (Python; with cargo 1.85 here, the quicker native one would have been built)",
+}
 MARK = ".cloudmount-demo"
 
 
@@ -67,6 +71,14 @@ class Demo:
         if done.returncode:
             raise SystemExit(f"demo: cloudmount {arguments[0]} ended with exit code {done.returncode}")
         value: dict[str, Any] = json.loads(done.stdout or b"{}")
+        return value
+
+    def status(self) -> dict[str, Any]:
+        """What is up."""
+        done = subprocess.run(
+            [self.program, "status", "--json"], env=self.environ, stdout=subprocess.PIPE, check=True
+        )
+        value: dict[str, Any] = json.loads(done.stdout)
         return value
 
     @contextlib.contextmanager
@@ -152,6 +164,8 @@ def run(demo: Demo) -> None:
     vhdx.unlink()
     raw.unlink()
     with demo.mounted():
+        (mount,) = demo.status()["mounts"]
+        say(f"   driver: {DRIVERS[mount['driver']]}")
         say(f"   $ ls -l {demo.drive}/server/latest/")
         listing = subprocess.run(
             ["ls", "-l", f"{demo.drive}/server/latest/"], check=True, capture_output=True, text=True

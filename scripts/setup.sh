@@ -3,7 +3,8 @@
 #
 # Makes this checkout ready for `make demo`, `make test` or `make bench`: the system
 # packages of scripts/apt-packages.txt that are missing, and one virtual environment
-# (.venv, editable install) at the versions pinned with hashes in requirements/; for test
+# (.venv, editable install) at the versions pinned with hashes in requirements/; the native
+# driver in it, built with cargo (which the demo does without where there is none); for test
 # and bench also Azurite in tests/azurite/node_modules. Each target holds all of the one
 # before it, so going from demo to test only adds. A second run finds its stamp (a hash of
 # everything that decides the result) and does nothing. Prints what it installs and why.
@@ -45,6 +46,16 @@ done
 
 has_ensurepip() { [ "$can_venv" = yes ]; }
 has_node18() { node -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' 2>/dev/null; }
+has_cargo() {
+    local version
+    version=$(cargo --version 2>/dev/null) || return 1
+    [[ $version =~ ^cargo\ ([0-9]+)\.([0-9]+) ]] &&
+        ((BASH_REMATCH[1] > 1 || BASH_REMATCH[1] == 1 && BASH_REMATCH[2] >= 85))
+}
+has_libpython() {
+    "$python" -c 'import os, sys, sysconfig as s
+sys.exit(not os.path.exists(os.path.join(*s.get_config_vars("LIBDIR", "LDLIBRARY"))))'
+}
 has_npm() { command -v npm >/dev/null; }
 
 # Prints "package<TAB>why" for each package of this target that is not installed.
@@ -100,6 +111,33 @@ install_python() {
     stamp $requirements >.venv/.setup
 }
 
+native_stamp() {
+    { echo "$PWD $python_is"; cat native/*.toml native/Cargo.lock native/*.pyi native/src/*; } | sha256sum
+}
+
+install_native() {
+    local pip=(.venv/bin/python -m pip --disable-pip-version-check)
+    [ "$(cat .venv/.native 2>/dev/null)" != "$(native_stamp)" ] || return 0
+    if ! has_cargo; then
+        [ "$level" = 1 ] || die "tests need cargo 1.85 or later; on PATH is $(command -v cargo || echo none)"
+        [ -e .venv/.native ] || return 0
+        rm .venv/.native
+        say "the native driver here was built from other sources, and there is no cargo: it is removed"
+        "${pip[@]}" uninstall --quiet --yes cloudmount-native
+        return 0
+    fi
+    say "the native driver into .venv, with $(cargo --version): a minute or two"
+    rm -f .venv/.native
+    if ! PATH=$PWD/.venv/bin:$PATH "${pip[@]}" install --quiet --no-input \
+        --no-deps --no-build-isolation --force-reinstall ./native; then
+        [ "$level" = 1 ] || die "the native driver can't be built, see above"
+        "${pip[@]}" uninstall --quiet --yes cloudmount-native
+        say "the native driver can't be built here, see above; the demo goes on without it"
+        return 0
+    fi
+    native_stamp >.venv/.native
+}
+
 install_azurite() {
     local folder=tests/azurite now
     now=$(cat $folder/package.json $folder/package-lock.json $folder/.npmrc | sha256sum)
@@ -112,4 +150,5 @@ install_azurite() {
 
 install_packages
 install_python
+install_native
 [ "$level" = 1 ] || install_azurite

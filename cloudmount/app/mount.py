@@ -1,6 +1,7 @@
 """Mounting: repository, caches and tree put together and served.
 
-Decided here and only here: the sizes of a drive's caches, and where its records lie.
+Decided here and only here: the sizes of a drive's caches, where its records lie, and which driver is
+taken when none is asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cloudmount.app.opening import disk_cache
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.retrying import TRANSFER
-from cloudmount.mounts.driver import DriveOptions, Space
+from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
@@ -41,6 +42,16 @@ def default_cache_bytes(folder: Path) -> int:
     return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
 
 
+def _driver(name: str | None) -> tuple[str, Driver]:
+    from cloudmount.mounts.native_driver import NativeDrive, installed
+
+    if name == "native" or (name is None and installed()):
+        return "native", NativeDrive
+    from cloudmount.mounts.refuse_driver import RefuseDrive
+
+    return "refuse", RefuseDrive
+
+
 def mount(
     address: str,
     passphrase: str,
@@ -50,6 +61,7 @@ def mount(
     cache_bytes: int | None = None,
     io_timeout: float = 60.0,
     allow_other: bool = False,
+    driver: str | None = None,
     bandwidth: tuple[float | None, float | None] = (None, None),
     hydrate_to: Path | None = None,
     ready: Callable[[str], None],
@@ -59,9 +71,9 @@ def mount(
     """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns.
 
     The disks that are read are completed in the folder `hydrate_to`.
+    `driver` is "native" or "refuse"; None: the best that is installed.
     """
-    from cloudmount.mounts.refuse_driver import RefuseDrive
-
+    name, make_drive = _driver(driver)
     make_folders(environ)
     store = connect(
         address,
@@ -84,12 +96,13 @@ def mount(
             ending.callback(hydrator.close)
             ending.enter_context(announced(hydrator.states, environ))
         serve(
-            RefuseDrive,
+            make_drive,
             drive,
             mountpoint,
             DriveOptions(allow_other=allow_other, space=lambda: Space(*drive.space())),
             records=records_folder(environ),
             repository=store.address,
+            driver_name=name,
             ready=ready,
             tell=tell,
         )

@@ -28,6 +28,7 @@ def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
                 "mountpoint": record.mountpoint,
                 "repository": record.repository,
                 "pid": record.pid,
+                "driver": record.driver,
                 "since": f"{since:%Y-%m-%dT%H:%M:%SZ}",
                 "state": "up" if record.alive else "its process was killed",
             }

@@ -22,7 +22,9 @@ from cloudmount.errors import UsageError
     "--cache-size", metavar="SIZE", help="At most so much; left out: 10 GiB, or a quarter of the free space."
 )
 @click.option(
-    "--driver", type=click.Choice(["refuse"]), default="refuse", show_default=True, help="How it is mounted."
+    "--driver",
+    type=click.Choice(["native", "refuse"]),
+    help="How it is mounted; left out: native where cloudmount-native is installed, else refuse.",
 )
 @click.option("--io-timeout", type=click.FloatRange(1), default=60.0, show_default=True, metavar="SECONDS",
               help="How long a read waits for the store before it fails.")  # fmt: skip
@@ -36,7 +38,7 @@ def command(
     common: Common,
     cache_dir: str | None,
     cache_size: str | None,
-    driver: str,
+    driver: str | None,
     io_timeout: float,
     hydrate_to: str | None,
     allow_other: bool,
@@ -70,6 +72,7 @@ def command(
             cache_bytes=cache_bytes,
             io_timeout=io_timeout,
             allow_other=allow_other,
+            driver=driver,
             bandwidth=common.bandwidth,
             hydrate_to=Path(hydrate_to) if hydrate_to is not None else None,
             ready=ready,

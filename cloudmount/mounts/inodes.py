@@ -1,7 +1,7 @@
 """The numbers under which the kernel remembers nodes, and how to get back to the nodes.
 
-Decided here and only here: a node's number is its `Attr.inode` + 1 (1 is the root's), so pages
-the kernel keeps belong to one content on every path; and what a remembered node costs. The
+Decided here and only here: a node's number is its `Attr.inode` (except where that is 1, the root's
+number), so pages the kernel keeps belong to one content on every path; and what a remembered node costs. The
 kernel remembers as many as memory allows (a `find` over a million files: a million), so only
 names are kept for all of them, about 250 bytes each, a quarter of what the kernel spends; nodes
 themselves only for the most recent, the others are looked up again from their parent.
@@ -22,6 +22,8 @@ from cloudmount.errors import CloudMountError
 from cloudmount.nodes import Attr, Dir, Node
 
 ROOT = 1
+_ONE = 1 << 63
+"""The number of the inode 1, should a tree have it; no inode is as large."""
 KEPT_NODES = 4096
 
 
@@ -31,6 +33,10 @@ class _Name:
     name: bytes
     lookups: int
     shape: int
+
+
+def _number(inode: int) -> int:
+    return _ONE if inode == ROOT else inode
 
 
 def _shape(attr: Attr) -> int:
@@ -64,7 +70,7 @@ class Inodes:
         `CloudMountError` when the tree uses one inode for two different files: their pages would
         be mixed up.
         """
-        number, shape = attr.inode + 1, _shape(attr)
+        number, shape = _number(attr.inode), _shape(attr)
         with self._lock:
             known = self._names.get(number)
             if known is None:
@@ -99,7 +105,7 @@ class Inodes:
             known = self._names.get(number)
         if known is None or known.parent == ROOT:
             return self._root.attr().inode
-        return known.parent - 1
+        return 1 if known.parent == _ONE else known.parent
 
     def node(self, number: int) -> Node:
         """The node of a number that was told to the kernel. `Gone` when the tree has it no more."""
@@ -115,7 +121,7 @@ class Inodes:
                 raise Gone(b"inode %d" % number)
             parent, name = known.parent, known.name
         node = self.folder(parent).lookup(os.fsdecode(name))
-        if node is None or node.attr().inode + 1 != number:
+        if node is None or _number(node.attr().inode) != number:
             raise Gone(name)
         with self._lock:
             if number in self._names:

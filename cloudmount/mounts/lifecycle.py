@@ -44,12 +44,14 @@ def serve(
     *,
     records: Path,
     repository: str,
+    driver_name: str = "",
     ready: Callable[[str], None],
     tell: Callable[[str], None],
 ) -> None:
     """Mount `root` and serve it until it is unmounted. `ready` is called once it is up.
 
-    `records` is the folder of mount records, `repository` how people name what is shown.
+    `records` is the folder of mount records, `repository` how people name what is shown; it is recorded
+    with `driver_name`.
     """
     place = look(mountpoint)
     path = place.path
@@ -84,7 +86,7 @@ def serve(
         try:
             _wait_up(drive.up, ended, path)
             pid = os.getpid()
-            record = MountRecord(pid, start_time(pid), path, repository, time.time(), made)
+            record = MountRecord(pid, start_time(pid), path, repository, time.time(), made, driver_name)
             write_record(records, record)
             ready(path)
             _until_unmounted(path, stop, ended)

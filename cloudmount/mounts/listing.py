@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cloudmount.nodes import Dir, Kind, Node
 
@@ -24,6 +24,9 @@ _HEAD = struct.Struct("=QQII")
 """`struct fuse_dirent`: inode, offset of the next record, length of the name, type; then the name,
 padded to 8 bytes."""
 _TYPES = {Kind.FILE: stat.S_IFREG >> 12, Kind.DIR: stat.S_IFDIR >> 12, Kind.LINK: stat.S_IFLNK >> 12}
+
+Record = tuple[int, Kind, bytes]
+"""Inode, kind and name."""
 
 log = logging.getLogger("cloudmount.mounts")
 
@@ -35,37 +38,61 @@ class Listing:
         self._folder = folder
         self._parent_inode = parent_inode
         self._lock = threading.Lock()
-        self._records: list[bytes] = []
+        self._records: list[Record] = []
         self._rest: Iterator[tuple[str, Node]] | None = None
 
     def read(self, offset: int, size: int) -> bytes:
-        """Whole records from `offset` on, at most `size` bytes; empty at the end.
+        """Whole records from `offset` on as the kernel takes them, at most `size` bytes; empty at the end.
 
         A failure of the tree is raised once what came before it was returned; reading on tries
         again."""
+        out: list[bytes] = []
+        room = size
+
+        def fits(record: Record, index: int) -> bool:
+            nonlocal room
+            packed = _pack(record, index + 1)
+            room -= len(packed)
+            if room >= 0:
+                out.append(packed)
+            return room >= 0
+
+        self._take(offset, fits)
+        return b"".join(out)
+
+    def records(self, offset: int, count: int) -> list[Record]:
+        """The same as they are, at most `count`."""
+        out: list[Record] = []
+
+        def fits(record: Record, _index: int) -> bool:
+            if len(out) == count:
+                return False
+            out.append(record)
+            return True
+
+        self._take(offset, fits)
+        return out
+
+    def _take(self, offset: int, fits: Callable[[Record, int], bool]) -> None:
+        """Offer records from `offset` on, as long as they are taken."""
         with self._lock:
-            if offset == 0 or self._rest is None:
-                self._restart(offset)
-            out: list[bytes] = []
-            room = size
+            index = offset
             try:
-                while (record := self._record(offset)) is not None and len(record) <= room:
-                    out.append(record)
-                    room -= len(record)
-                    offset += 1
+                if offset == 0 or self._rest is None:
+                    self._restart()
+                while (record := self._record(index)) is not None and fits(record, index):
+                    index += 1
             except BaseException:
                 self._rest = None  # a generator that failed would seem to be at its end
-                if not out:
+                if index == offset:
                     raise
-            return b"".join(out)
 
-    def _restart(self, offset: int) -> None:
+    def _restart(self) -> None:
         own = self._folder.attr().inode
-        folder = _TYPES[Kind.DIR]
-        self._records = [_pack(own, 1, folder, b"."), _pack(self._parent_inode, 2, folder, b"..")]
+        self._records = [(own, Kind.DIR, b"."), (self._parent_inode, Kind.DIR, b"..")]
         self._rest = iter(self._folder.list())
 
-    def _record(self, index: int) -> bytes | None:
+    def _record(self, index: int) -> Record | None:
         while index >= len(self._records):
             assert self._rest is not None
             child = next(self._rest, None)
@@ -77,9 +104,10 @@ class Listing:
                 log.error("a folder holds the name %r, which no file system can show; left out", child[0])
                 continue
             attr = node.attr()
-            self._records.append(_pack(attr.inode, len(self._records) + 1, _TYPES[attr.kind], name))
+            self._records.append((attr.inode, attr.kind, name))
         return self._records[index]
 
 
-def _pack(inode: int, next_offset: int, kind: int, name: bytes) -> bytes:
-    return _HEAD.pack(inode, next_offset, len(name), kind) + name + bytes(-len(name) % 8)
+def _pack(record: Record, next_offset: int) -> bytes:
+    inode, kind, name = record
+    return _HEAD.pack(inode, next_offset, len(name), _TYPES[kind]) + name + bytes(-len(name) % 8)

@@ -25,6 +25,8 @@ class MountRecord:
     since: float
     made: bool = False
     """Its folder was made for it, and goes with it."""
+    driver: str = ""
+    """What serves it; empty when an older program recorded it."""
 
     @property
     def alive(self) -> bool:

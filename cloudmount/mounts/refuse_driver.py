@@ -1,10 +1,9 @@
 """The FUSE adapter: a `Dir` mounted through libfuse 2 (Linux; macFUSE untried).
 
 Decided here and only here: how the tree's words become the kernel's. Read-only in every call
-(the mount is `ro` too); pages are kept across opens because content never changes; names and
-attributes of files are believed for an hour, those of folders and links for a second, so new
-snapshots appear. Failures get the error tree's errno, anything unforeseen EIO; each is logged
-once, not once a read. A tree that hangs is the tree's: nothing here waits, retries or caches.
+(the mount is `ro` too); pages are kept across opens because content never changes. Failures get
+the error tree's errno, anything unforeseen EIO; each is logged once, not once a read. A tree that
+hangs is the tree's: nothing here waits, retries or caches.
 
 Without `allow_other` only the mounting user gets in, who had the passphrase, so the permissions
 backed up are shown but not enforced; with it the kernel enforces them.
@@ -29,18 +28,13 @@ from typing import Any, cast
 from cloudmount.errors import CloudMountError, ReadOnlyError
 from cloudmount.extents import BlockSource
 from cloudmount.mounts import host, libfuse
+from cloudmount.mounts.answers import BACKGROUND, BLOCK, FOLDER_SECONDS, believed, refused
 from cloudmount.mounts.driver import FILESYSTEM, DriveOptions
 from cloudmount.mounts.failures import Failures
 from cloudmount.mounts.inodes import Inodes
 from cloudmount.mounts.listing import Listing
 from cloudmount.mounts.requests import Request, Requests
 from cloudmount.nodes import Attr, Dir, File, Kind, Link
-
-FILE_SECONDS = 3600.0
-FOLDER_SECONDS = 1.0
-BLOCK = 4096
-_BACKGROUND = 512
-"""Readahead requests in the kernel at once; its own 12 would let a dozen slow reads hold up all."""
 
 _TYPES = {Kind.FILE: stat.S_IFREG, Kind.DIR: stat.S_IFDIR, Kind.LINK: stat.S_IFLNK}
 _REFUSED = (
@@ -121,7 +115,7 @@ class RefuseDrive:
         shown = ["ro", "nosuid", "nodev", f"fsname={FILESYSTEM}", f"subtype={FILESYSTEM}"]
         if options.allow_other:
             shown += ["allow_other", "default_permissions"]
-        background = (f"max_background={_BACKGROUND}", f"congestion_threshold={_BACKGROUND * 3 // 4}")
+        background = (f"max_background={BACKGROUND}", f"congestion_threshold={BACKGROUND * 3 // 4}")
         self._session = libfuse.Session(lib, mountpoint, shown, background, operations)
 
     def run(self) -> None:
@@ -160,7 +154,7 @@ class RefuseDrive:
         else:
             attr = node.attr()
             self._fill(entry.attr, attr)
-            entry.attr_timeout = entry.entry_timeout = _seconds(attr)
+            entry.attr_timeout = entry.entry_timeout = believed(attr)
             entry.ino = self._inodes.remember(parent, name, node, attr)
         if not self._requests.claim(request) or self._lib.reply_entry(request.pointer, ctypes.byref(entry)):
             self._inodes.forget(entry.ino, 1)  # the caller gave up: the kernel doesn't know of it
@@ -170,7 +164,7 @@ class RefuseDrive:
         shown = self._lib.stat()
         self._fill(shown, attr)
         if self._requests.claim(request):
-            self._lib.reply_attr(request.pointer, ctypes.byref(shown), _seconds(attr))
+            self._lib.reply_attr(request.pointer, ctypes.byref(shown), believed(attr))
 
     def _readlink(self, request: Request, number: int) -> None:
         target = os.fsencode(cast(Link, self._inodes.node(number)).target())
@@ -179,13 +173,8 @@ class RefuseDrive:
 
     def _access(self, request: Request, number: int, mask: int) -> None:
         attr = self._inodes.node(number).attr()
-        refused = 0
-        if mask & os.W_OK:
-            refused = errno.EROFS
-        elif mask & os.X_OK and attr.kind is Kind.FILE and not attr.mode & 0o111:
-            refused = errno.EACCES
         if self._requests.claim(request):
-            self._lib.reply_err(request.pointer, refused)
+            self._lib.reply_err(request.pointer, refused(attr, mask))
 
     def _open(self, request: Request, number: int, info: Any) -> None:
         flags = info.contents.flags
@@ -272,8 +261,3 @@ class RefuseDrive:
         seconds, nanoseconds = divmod(attr.mtime_ns, 1_000_000_000)
         for times in (shown.st_atimespec, shown.st_mtimespec, shown.st_ctimespec):
             times.tv_sec, times.tv_nsec = seconds, nanoseconds
-
-
-def _seconds(attr: Attr) -> float:
-    """How long the kernel may believe it."""
-    return FILE_SECONDS if attr.kind is Kind.FILE else FOLDER_SECONDS

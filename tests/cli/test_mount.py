@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from cloudmount.mounts.native_driver import installed
 from tests.cli.console import PROGRAM, Console
 from tests.cli.test_endings import ended, start
+from tests.mounts.drivers import NAMES
 
 pytestmark = [
     pytest.mark.mount,
@@ -42,6 +44,7 @@ def test_in_the_background(console: Console, drive: Path, source: Path) -> None:
     assert told["mountpoint"] == str(drive)
     assert (drive / "srv/latest/docs/plan.txt").read_text() == "plan\n"
     (mount,) = console.json("status")["mounts"]
+    assert mount["driver"] == ("native" if installed() else "refuse")
     assert {k: mount[k] for k in ("mountpoint", "repository", "pid", "state")} == {
         "mountpoint": str(drive), "repository": console.repo, "pid": told["pid"], "state": "up",
     }  # fmt: skip
@@ -61,6 +64,27 @@ def test_in_the_background(console: Console, drive: Path, source: Path) -> None:
     console.run("umount", str(drive), code=3)
     stat = Path(f"/proc/{told['pid']}/stat")  # ended, if perhaps not yet buried by its new parent
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("driver", NAMES)
+def test_through_the_driver_that_is_asked_for(console: Console, drive: Path, driver: str) -> None:
+    console.run("mount", str(drive), "--daemon", "--driver", driver)
+    assert [m["driver"] for m in console.json("status")["mounts"]] == [driver]
+    assert (drive / "srv/latest/docs/plan.txt").read_text() == "plan\n"
+    console.run("umount", str(drive))
+
+
+def test_a_driver_that_is_not_installed(console: Console, drive: Path, tmp_path: Path) -> None:
+    """Is asked for in vain; without asking, the other one serves."""
+    hidden = tmp_path / "hidden" / "cloudmount_native.py"
+    hidden.parent.mkdir()
+    hidden.write_text("raise ImportError('not built here')")
+    environ = {"PYTHONPATH": str(hidden.parent)}
+    done = console.run("mount", str(drive), "--driver", "native", code=1, **environ)
+    assert "pip install ./native" in done.stderr
+    console.run("mount", str(drive), "--daemon", **environ)
+    assert [m["driver"] for m in console.json("status")["mounts"]] == ["refuse"]
+    console.run("umount", str(drive))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

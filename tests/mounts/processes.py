@@ -80,8 +80,9 @@ class Started:
 class Processes:
     """Everything one test starts, below one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, driver: str = "refuse") -> None:
         self.folder = folder
+        self.driver = driver
         self.records = folder / "records"
         self.at = folder / "drive"
         self._started: list[Started] = []
@@ -94,8 +95,9 @@ class Processes:
     def drive(self, *more: str | Path, at: Path | None = None) -> Started:
         """`serving` at `at`."""
         return self.start(
-            sys.executable, "-m", "tests.mounts.serving", at or self.at, "--records", self.records, *more
-        )
+            sys.executable, "-m", "tests.mounts.serving", at or self.at, "--records", self.records,
+            "--driver", self.driver, *more
+        )  # fmt: skip
 
     def up(self, *more: str | Path) -> Started:
         """The same, once it is ready."""

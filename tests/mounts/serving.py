@@ -18,8 +18,8 @@ from pathlib import Path
 from cloudmount.errors import CloudMountError
 from cloudmount.mounts.driver import DriveOptions, Space
 from cloudmount.mounts.lifecycle import in_background, serve
-from cloudmount.mounts.refuse_driver import RefuseDrive
 from cloudmount.nodes import Node
+from tests.mounts.drivers import DRIVERS
 from tests.trees.memory_tree import MemoryDir, MemoryFile, Pattern, Watched
 
 STUCK = 16
@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("mountpoint")
     parser.add_argument("--records", type=Path, required=True)
     parser.add_argument("--tree", default="plain")
+    parser.add_argument("--driver", required=True)
     parser.add_argument("--daemon", type=Path)
     given = parser.parse_args()
 
@@ -75,7 +76,8 @@ def main() -> int:
             ready()
 
         serve(
-            RefuseDrive, tree(given.tree), given.mountpoint, DriveOptions(space=lambda: Space(SIZE, 2)),
+            DRIVERS[given.driver], tree(given.tree), given.mountpoint,
+            DriveOptions(space=lambda: Space(SIZE, 2)),
             records=given.records, repository="a repository", ready=up, tell=lambda text: say(told=text),
         )  # fmt: skip
 

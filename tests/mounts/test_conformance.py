@@ -9,27 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from cloudmount.mounts.driver import DriveOptions, Driver
-from cloudmount.mounts.refuse_driver import RefuseDrive
+from cloudmount.mounts.driver import DriveOptions
 from cloudmount.nodes import Dir
+from tests.mounts.drivers import DRIVERS, each_driver
 from tests.mounts.mounting import Mounted, mounted
 from tests.trees.calls import Mount
 from tests.trees.conformance import TreeConformance
 from tests.trees.conformance_life import TreeLifeConformance
 
-DRIVERS: dict[str, Driver] = {"refuse": RefuseDrive}
-
 
 @pytest.mark.mount
-@pytest.mark.parametrize("driver", DRIVERS)
+@each_driver
 class TestDrivers(TreeConformance, TreeLifeConformance):
     @pytest.fixture
     def mount(self, tmp_path: Path, driver: str) -> Iterator[Mount]:
         with ExitStack() as mounts:
             numbers = itertools.count(1)
 
-            def mount(root: Dir, options: DriveOptions | None = None) -> Mounted:
-                path = tmp_path / f"mount{next(numbers)}"
+            def mount(root: Dir, options: DriveOptions | None = None, path: Path | None = None) -> Mounted:
+                path = path or tmp_path / f"mount{next(numbers)}"
                 return mounts.enter_context(mounted(DRIVERS[driver], root, path, options))
 
             yield mount

@@ -20,15 +20,27 @@ def test_forgotten_as_often_as_told() -> None:
     file = MemoryFile(b"x", inode=41)
     inodes = Inodes(MemoryDir({"f": file}))
     for _ in range(3):
-        assert _tell(inodes, ROOT, "f", file) == 42
-    inodes.forget(42, 2)
-    assert inodes.node(42) is file
-    inodes.forget(42, 1)
+        assert _tell(inodes, ROOT, "f", file) == 41
+    inodes.forget(41, 2)
+    assert inodes.node(41) is file
+    inodes.forget(41, 1)
     assert len(inodes) == 0
     with pytest.raises(Gone) as caught:
-        inodes.node(42)
+        inodes.node(41)
     assert caught.value.errno == errno.ESTALE
-    inodes.forget(42, 1)  # what isn't known is no fault
+    inodes.forget(41, 1)  # what isn't known is no fault
+
+
+def test_the_roots_number_is_nobody_elses() -> None:
+    below = MemoryFile(b"x", inode=2)
+    folder = MemoryDir({"f": below}, inode=1)
+    root = MemoryDir({"d": folder}, inode=7)
+    inodes = Inodes(root)
+    number = _tell(inodes, ROOT, "d", folder)
+    assert number != ROOT
+    assert inodes.node(number) is folder
+    assert inodes.node(ROOT) is root
+    assert inodes.parent_inode(_tell(inodes, number, "f", below)) == 1
 
 
 def test_dropped_nodes_are_looked_up_again() -> None:

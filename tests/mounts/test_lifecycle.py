@@ -17,6 +17,7 @@ from cloudmount.errors import NotFoundError, UsageError
 from cloudmount.mounts.lifecycle import unmount
 from cloudmount.mounts.mountpoints import mounted_at
 from cloudmount.mounts.records import read_records
+from tests.mounts.drivers import NAMES
 from tests.mounts.mounting import within
 from tests.mounts.processes import Processes, Started
 from tests.mounts.serving import SIZE, STUCK
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.mount
 END_SECONDS = 5.0
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(tmp_path)
+@pytest.fixture(params=NAMES)
+def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
+    made = Processes(tmp_path, request.param)
     try:
         yield made
     finally:

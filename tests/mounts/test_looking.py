@@ -18,16 +18,16 @@ from cloudmount.mounts import looking
 from cloudmount.mounts.looking import Place, look, run_for
 from cloudmount.mounts.mountpoints import mounted_at, take
 from cloudmount.mounts.records import read_records
-from cloudmount.mounts.refuse_driver import RefuseDrive
+from tests.mounts.drivers import DRIVERS, NAMES, each_driver
 from tests.mounts.mounting import mounted, within
 from tests.mounts.processes import Processes
 from tests.trees.calls import Gate
 from tests.trees.memory_tree import MemoryDir, MemoryFile
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(tmp_path)
+@pytest.fixture(params=NAMES)
+def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Processes]:
+    made = Processes(tmp_path, request.param)
     try:
         yield made
     finally:
@@ -105,7 +105,7 @@ def test_a_place_inside_what_hangs(
     monkeypatch.setattr(looking, "FIRST_SECONDS", 2.0)
     monkeypatch.setattr(looking, "THEN_SECONDS", 0.5)
     stuck = _Stuck()
-    with mounted(RefuseDrive, MemoryDir({"d": stuck}), tmp_path / "hangs") as hanging:
+    with mounted(DRIVERS[processes.driver], MemoryDir({"d": stuck}), tmp_path / "hangs") as hanging:
         try:
             began = time.monotonic()
             with pytest.raises(CloudMountError, match="does not answer: the file system it lies on hangs"):
@@ -122,11 +122,12 @@ def test_a_place_inside_what_hangs(
 
 
 @pytest.mark.mount
-@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\udcff", "tab\t", "\\040", "#"])
-def test_odd_mount_points_are_known(tmp_path: Path, name: str) -> None:
+@each_driver
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\udcff", "tab\t", "\\040", "#", "a,b"])
+def test_odd_mount_points_are_known(tmp_path: Path, name: str, driver: str) -> None:
     at = tmp_path / name
     assert mounted_at(str(at)) is None
-    with mounted(RefuseDrive, MemoryDir({"f": MemoryFile(b"x")}), at):
+    with mounted(DRIVERS[driver], MemoryDir({"f": MemoryFile(b"x")}), at):
         there = mounted_at(str(at))
         assert there is not None
         assert (there.kind, there.source, there.ours) == ("fuse.cloudmount", "cloudmount", True)
@@ -181,10 +182,10 @@ import sys, threading
 from pathlib import Path
 from cloudmount.mounts.driver import DriveOptions
 from cloudmount.mounts.lifecycle import serve
-from cloudmount.mounts.refuse_driver import RefuseDrive
+from tests.mounts.drivers import DRIVERS
 from tests.trees.memory_tree import MemoryDir
-serve(RefuseDrive, MemoryDir(), sys.argv[1], DriveOptions(), records=Path(sys.argv[2]), repository="",
-      ready=lambda path: print('{"ready": true}', flush=True), tell=print)
+serve(DRIVERS[sys.argv[3]], MemoryDir(), sys.argv[1], DriveOptions(), records=Path(sys.argv[2]),
+      repository="", ready=lambda path: print('{"ready": true}', flush=True), tell=print)
 threading.Event().wait()  # a store that does not close
 """
 
@@ -192,7 +193,8 @@ threading.Event().wait()  # a store that does not close
 @pytest.mark.mount
 @pytest.mark.parametrize("by", ["signal", "fusermount3"])
 def test_a_process_ends_also_when_its_store_does_not(processes: Processes, by: str) -> None:
-    drive = processes.start(sys.executable, "-c", _HANGS_AFTERWARDS, processes.at, processes.records)
+    drive = processes.start(sys.executable, "-c", _HANGS_AFTERWARDS, processes.at, processes.records,
+                            processes.driver)  # fmt: skip
     drive.until("ready")
     began = time.monotonic()
     if by == "signal":

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from cloudmount.blobs.store import BlobStore
 from cloudmount.mounts.driver import DriveOptions, Space
-from cloudmount.mounts.refuse_driver import RefuseDrive
 from cloudmount.nodes import Dir, File, Link, Node
 from cloudmount.reader.stored import FrameReader
 from cloudmount.tree.drive import Drive
 from tests.backup.lab import Lab
 from tests.disks.oracles import run
+from tests.mounts.drivers import DRIVERS
 from tests.mounts.mounting import Mounted, mounted
 
 MIB = 1 << 20
@@ -56,12 +56,12 @@ def drive(lab: Lab, store: BlobStore | None = None, io_timeout: float = 10) -> I
 
 @contextmanager
 def mounted_drive(
-    lab: Lab, at: Path, store: BlobStore | None = None, io_timeout: float = 10
+    lab: Lab, at: Path, driver: str, store: BlobStore | None = None, io_timeout: float = 10
 ) -> Iterator[Mounted]:
     """The same, mounted."""
     with drive(lab, store, io_timeout) as tree:
         options = DriveOptions(space=lambda: Space(*tree.space()))
-        with mounted(RefuseDrive, tree, at, options) as mount:
+        with mounted(DRIVERS[driver], tree, at, options) as mount:
             yield mount
 
 

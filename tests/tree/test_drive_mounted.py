@@ -16,10 +16,11 @@ import pytest
 from cloudmount.repo.names import SNAPSHOTS
 from tests.backup.lab import Lab, flip
 from tests.disks.oracles import qemu_agrees, run
+from tests.mounts.drivers import each_driver
 from tests.mounts.mounting import within
 from tests.tree.drives import MIB, mounted_drive, names, raw_disk, vhdx_disk
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, each_driver]
 
 
 @pytest.fixture
@@ -33,10 +34,10 @@ def _fails(number: int, path: Path) -> None:
     assert caught.value.errno == number
 
 
-def test_a_disk(lab: Lab, tmp_path: Path) -> None:
+def test_a_disk(lab: Lab, tmp_path: Path, driver: str) -> None:
     raw = vhdx_disk(tmp_path / "disk.vhdx")
     result = lab.backup(tmp_path / "disk.vhdx")
-    with mounted_drive(lab, tmp_path / "drive") as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         assert names(mount.path) == ["srv"]
         machine = mount.path / "srv"
         assert names(machine) == sorted([result.key.folder, "latest"])
@@ -73,12 +74,12 @@ def test_a_disk(lab: Lab, tmp_path: Path) -> None:
         _fails(errno.EISDIR, at)
 
 
-def test_it_is_the_same_on_every_mount(lab: Lab, tmp_path: Path) -> None:
+def test_it_is_the_same_on_every_mount(lab: Lab, tmp_path: Path, driver: str) -> None:
     vhdx_disk(tmp_path / "disk.vhdx")
     result = lab.backup(tmp_path / "disk.vhdx")
 
     def look() -> tuple[str, list[tuple[int, int, int]]]:
-        with mounted_drive(lab, tmp_path / "drive") as mount:
+        with mounted_drive(lab, tmp_path / "drive", driver) as mount:
             at = mount.path / "srv" / result.key.folder
             digest = hashlib.sha256((at / "disk.vhdx").read_bytes()).hexdigest()
             paths = [at / "disk.vhdx", at / "disk.img", at / "machine.json", at]
@@ -87,7 +88,7 @@ def test_it_is_the_same_on_every_mount(lab: Lab, tmp_path: Path) -> None:
     assert look() == look()
 
 
-def test_ordinary_files(lab: Lab, tmp_path: Path) -> None:
+def test_ordinary_files(lab: Lab, tmp_path: Path, driver: str) -> None:
     src = tmp_path / "src"
     (src / "sub" / "deep").mkdir(parents=True)
     (src / "empty").touch()
@@ -107,7 +108,7 @@ def test_ordinary_files(lab: Lab, tmp_path: Path) -> None:
     os.utime(src / "small", ns=(1, 1_500_000_000_123_456_789))
     os.utime(src / "sub", ns=(1, 1_400_000_000_000_000_001))
     lab.backup(src)
-    with mounted_drive(lab, tmp_path / "drive") as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         at = mount.path / "srv" / "latest" / "src"
         seen = 0
         for folder, dirs, files in os.walk(src):  # of the source: see `mounting`
@@ -146,7 +147,7 @@ def test_ordinary_files(lab: Lab, tmp_path: Path) -> None:
         )
 
 
-def test_names_that_meet(lab: Lab, tmp_path: Path) -> None:
+def test_names_that_meet(lab: Lab, tmp_path: Path, driver: str) -> None:
     src = tmp_path / "src"
     src.mkdir()
     raw = vhdx_disk(src / "a.vhdx")
@@ -156,7 +157,7 @@ def test_names_that_meet(lab: Lab, tmp_path: Path) -> None:
     first, second = raw_disk(tmp_path / "d.img", seed=1), raw_disk(tmp_path / "other" / "d.img", seed=2)
     (tmp_path / "machine.json").write_text("mine")
     lab.backup(src, first, second, tmp_path / "machine.json")
-    with mounted_drive(lab, tmp_path / "drive") as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         at = mount.path / "srv" / "latest"
         assert names(at) == [
             "d-2.img", "d-2.vhdx", "d.img", "d.vhdx", "machine-2.json", "machine.json", "src",
@@ -169,7 +170,9 @@ def test_names_that_meet(lab: Lab, tmp_path: Path) -> None:
         assert (at / "src" / "a.img").read_bytes() == b"not a disk at all"
 
 
-def test_snapshots_of_one_second(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_of_one_second(
+    lab: Lab, tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "file"
     now = time.time()
     monkeypatch.setattr("cloudmount.backup.run.clock.time", lambda: now)
@@ -178,7 +181,7 @@ def test_snapshots_of_one_second(lab: Lab, tmp_path: Path, monkeypatch: pytest.M
         file.write_text(content)
         keys.append(lab.backup(file).key)
     folder = keys[0].folder
-    with mounted_drive(lab, tmp_path / "drive") as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         at = mount.path / "srv"
         assert names(at) == sorted([folder, f"{folder}-2", f"{folder}-3", "latest"])
         assert (at / folder / "file").read_text() == "one"
@@ -186,11 +189,11 @@ def test_snapshots_of_one_second(lab: Lab, tmp_path: Path, monkeypatch: pytest.M
         assert os.readlink(at / "latest") == f"{folder}-3"
 
 
-def test_a_second_snapshot_appears(lab: Lab, tmp_path: Path) -> None:
+def test_a_second_snapshot_appears(lab: Lab, tmp_path: Path, driver: str) -> None:
     raw = raw_disk(tmp_path / "disk.img")
     before = raw.read_bytes()
     first = lab.backup(raw)
-    with mounted_drive(lab, tmp_path / "drive") as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         at = mount.path / "srv"
         with (at / "latest" / "disk.img").open("rb", buffering=0) as held:
             assert held.read(4096) == before[:4096]
@@ -211,7 +214,7 @@ def test_a_second_snapshot_appears(lab: Lab, tmp_path: Path) -> None:
         assert within(20, lambda: names(mount.path) == ["other", "srv"])
 
 
-def test_a_damaged_snapshot(lab: Lab, tmp_path: Path) -> None:
+def test_a_damaged_snapshot(lab: Lab, tmp_path: Path, driver: str) -> None:
     file = tmp_path / "file"
     keys = []
     for content in ("one", "two", "three"):
@@ -222,7 +225,7 @@ def test_a_damaged_snapshot(lab: Lab, tmp_path: Path) -> None:
     name = keys[2].name(lab.repository.keys.tag("srv"))
     assert name.startswith(SNAPSHOTS)
     flip(store, name, 8 * 200 + 3)  # type: ignore[arg-type]  # a MemoryStore
-    with mounted_drive(lab, tmp_path / "drive") as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         at = mount.path / "srv"
         listed = names(at)
         assert len(listed) == 4
@@ -235,14 +238,14 @@ def test_a_damaged_snapshot(lab: Lab, tmp_path: Path) -> None:
     assert any("next newest" in t for t in lab.told)
 
 
-def test_a_damaged_frame(lab: Lab, tmp_path: Path) -> None:
+def test_a_damaged_frame(lab: Lab, tmp_path: Path, driver: str) -> None:
     raw = raw_disk(tmp_path / "disk.img")
     (tmp_path / "file").write_bytes(b"fine" * 1000)
     lab.backup(raw, tmp_path / "file")
     content = raw.read_bytes()
     packs = sorted(n for n in lab.store.objects if n.startswith("packs/"))  # type: ignore[attr-defined]
     flip(lab.store, packs[0], 8 * 3000)  # type: ignore[arg-type]  # a MemoryStore
-    with mounted_drive(lab, tmp_path / "drive") as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         at = mount.path / "srv" / "latest"
         failed = 0
         with (at / "disk.img").open("rb", buffering=0) as f:

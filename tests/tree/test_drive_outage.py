@@ -17,6 +17,7 @@ from cloudmount.blobs.store import BlobInfo, BlobStore
 from cloudmount.errors import StoreTimeoutError
 from cloudmount.tree.refreshed import PATIENCE, Refreshed
 from tests.backup.lab import Lab
+from tests.mounts.drivers import each_driver
 from tests.mounts.mounting import within
 from tests.tree.drives import MIB, mounted_drive, names, raw_disk
 
@@ -63,14 +64,15 @@ def _failed(path: Path) -> float:
 
 
 @pytest.mark.mount
-def test_a_silent_store_and_its_return(tmp_path: Path) -> None:
+@each_driver
+def test_a_silent_store_and_its_return(tmp_path: Path, driver: str) -> None:
     lab = Lab(tmp_path / "lab")
     raw = raw_disk(tmp_path / "disk.img", 64 * MIB)
     content = raw.read_bytes()
     (tmp_path / "file").write_bytes(os.urandom(MIB))
     first = lab.backup(raw, tmp_path / "file")
     store = SilentStore(lab.store)
-    with mounted_drive(lab, tmp_path / "drive", store, IO_TIMEOUT) as mount:
+    with mounted_drive(lab, tmp_path / "drive", driver, store, IO_TIMEOUT) as mount:
         at = mount.path / "srv"
         listed = names(at)
         fd = os.open(at / "latest" / "disk.img", os.O_RDONLY)

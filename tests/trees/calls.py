@@ -14,7 +14,7 @@ import pytest
 from tests.mounts.mounting import Mounted
 
 Mount = Callable[..., Mounted]
-"""Mounts a `Dir`, with `DriveOptions` if given."""
+"""Mounts a `Dir`, with `DriveOptions` if given, at a place of its own or at `path`."""
 MIB, TIB = 1 << 20, 1 << 40
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import random
 import stat
@@ -110,6 +111,20 @@ class TreeConformance:
         with opened(at / "f", os.O_RDONLY | os.O_DIRECT) as fd:
             assert os.preadv(fd, [buffer := bytearray(8192)], 0) == 5
             assert buffer[:5] == b"hello"
+
+    def test_direct_reads(self, mount: Mount) -> None:
+        """Past the page cache: the adapter gets them as they are, up to a MiB and over the end."""
+        pattern = Pattern(3 * MIB + 777)
+        at = mount(MemoryDir({"f": MemoryFile(pattern)})).path / "f"
+        rng = random.Random(2)
+        buffer = mmap.mmap(-1, 2 * MIB)
+        with opened(at, os.O_RDONLY | os.O_DIRECT) as fd:
+            for _ in range(100):
+                offset = rng.randrange(pattern.size // 4096 + 1) * 4096
+                length = rng.choice((4096, 8192, 131072, 135168, MIB, 2 * MIB))
+                there = min(length, pattern.size - offset)
+                assert os.preadv(fd, [memoryview(buffer)[:length]], offset) == there
+                assert buffer[:there] == pattern.read_at(offset, there)
 
     def test_64_threads(self, mount: Mount) -> None:
         files = {f"f{i}": Pattern(2 * MIB + i, seed=i) for i in range(4)}

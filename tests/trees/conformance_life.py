@@ -12,13 +12,16 @@ import errno
 import logging
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +164,23 @@ class TreeLifeConformance:
         at = mount(MemoryDir({"run": MemoryFile(b"#!/bin/sh\necho ran\n", mode=0o755)})).path
         assert subprocess.run([at / "run"], capture_output=True, text=True, check=True).stdout == "ran\n"
 
+    @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="acts as another user")
+    @pytest.mark.parametrize("allowed", [False, True])
+    def test_other_users(self, mount: Mount, allowed: bool) -> None:
+        files = {"all": MemoryFile(b"all"), "mine": MemoryFile(b"mine", mode=0o600, uid=0)}
+
+        def as_nobody(path: Path) -> str:
+            command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", str(path)]
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+        with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+            os.chmod(folder, 0o755)
+            mounted = mount(MemoryDir(files), DriveOptions(allow_other=allowed), path=Path(folder) / "d")
+            assert as_nobody(mounted.path / "all") == ("all" if allowed else "")
+            assert as_nobody(mounted.path / "mine") == ""
+            assert content(mounted.path / "mine") == b"mine"
+            mounted.end()
+
     # What changes
 
     def test_latest_moves_under_a_reader(self, mount: Mount) -> None:
@@ -296,6 +316,18 @@ class TreeLifeConformance:
                 r.result(10)
         assert not wrong
         assert mounted.end() < 5
+
+    def test_the_next_drive_at_the_same_path_stays(self, mount: Mount) -> None:
+        """A drive that ends late, because a file of it was still open, takes no other one with it."""
+        first = mount(MemoryDir({"f": MemoryFile(b"first")}))
+        with opened(first.path / "f") as fd:
+            first.detach()
+            second = mount(MemoryDir({"f": MemoryFile(b"second")}), path=first.path)
+            assert os.pread(fd, 9, 0) == b"first"
+        first.thread.join(5)
+        assert not first.thread.is_alive()
+        time.sleep(0.3)
+        assert content(second.path / "f") == b"second"
 
     def test_more_names_than_nodes_are_kept(self, mount: Mount) -> None:
         """Nodes that were dropped are found again by their names."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloudmount.extents import Extent, Layout, Piece, Zeros
-from cloudmount.mounts.refuse_driver import RefuseDrive
 from cloudmount.nodes import Node
+from tests.mounts.drivers import DRIVERS, each_driver
 from tests.mounts.mounting import mounted
 from tests.trees.contract import check_shown, check_tree
 from tests.trees.memory_tree import MemoryDir, MemoryFile, MemoryLink, Pattern, Watched
@@ -36,9 +36,10 @@ def test_directly() -> None:
 
 
 @pytest.mark.mount
-def test_mounted(tmp_path: Path) -> None:
+@each_driver
+def test_mounted(tmp_path: Path, driver: str) -> None:
     root = sample()
-    with mounted(RefuseDrive, root, tmp_path / "drive") as drive:
+    with mounted(DRIVERS[driver], root, tmp_path / "drive") as drive:
         assert check_shown(root, drive.path) == 16
 
 
@@ -114,9 +115,10 @@ def test_each_breach_is_noticed(broken: Callable[[], MemoryDir], said: str) -> N
 
 
 @pytest.mark.mount
-def test_a_mount_of_something_else_is_noticed(tmp_path: Path) -> None:
+@each_driver
+def test_a_mount_of_something_else_is_noticed(tmp_path: Path, driver: str) -> None:
     shown = MemoryFile(b"shown", inode=3)
-    with mounted(RefuseDrive, MemoryDir({"f": shown}, inode=2), tmp_path / "drive") as drive:
+    with mounted(DRIVERS[driver], MemoryDir({"f": shown}, inode=2), tmp_path / "drive") as drive:
         check_shown(MemoryDir({"f": shown}, inode=2), drive.path)
         for other in (
             MemoryDir({"f": MemoryFile(b"other", inode=3)}, inode=2),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cloudmount.mounts.refuse_driver import RefuseDrive
 from tests.backup.lab import Lab
+from tests.mounts.drivers import DRIVERS, each_driver
 from tests.mounts.mounting import mounted
 from tests.tree.drives import drive, raw_disk
 from tests.trees.contract import check_shown, check_tree
@@ -37,10 +37,11 @@ def lab(tmp_path: Path) -> Lab:
     return made
 
 
-def test_directly_then_mounted(lab: Lab, tmp_path: Path) -> None:
+@each_driver
+def test_directly_then_mounted(lab: Lab, tmp_path: Path, driver: str) -> None:
     with drive(lab) as tree:
         count = check_tree(tree)
         assert count > 20
         # Folders' times are known once their snapshots have been looked at: by now they are.
-        with mounted(RefuseDrive, tree, tmp_path / "drive") as mount:
+        with mounted(DRIVERS[driver], tree, tmp_path / "drive") as mount:
             assert check_shown(tree, mount.path) == count

@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""How quick reads through the drive are: each driver, from memory and from a local copy.
+
+    .venv/bin/python benchmarks/mount.py [--repeat 3] [--seconds 2] [--only WAY,...] [--json]
+
+Decided here and only here: what is measured. A disk of 256 MiB that doesn't compress is backed up into
+a folder, mounted as a user does, and read past the kernel's page cache by 1 and by 16 programs
+(mount_reader.py): 4 KiB at random, 1 MiB in sequence.
+
+    refuse, native              from 16 MiB of the disk that were read before: memory
+    refuse opening, native ...  from all of it: most frames must be opened anew
+    refuse copy, native copy    a complete local copy, in the page cache, by a tree that offers it
+    local                       the disk's own file, in the page cache too, as far as O_DIRECT allows
+
+Each repetition goes through all, another first each time; ratios are of medians. One thread, beside the
+programs, all of which are ended by their ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
+
+from benchmarks.commands import (
+    MIB,
+    BenchmarkError,
+    cloudmount,
+    end_cleanly,
+    machine,
+    median,
+    run,
+    settle,
+    stop,
+    table,
+)
+
+SIZE, HOT = 256 * MIB, 16 * MIB
+LOADS = {
+    "4 KiB, 1 reader": ("random", 1),
+    "4 KiB, 16 readers": ("random", 16),
+    "1 MiB, in sequence": ("sequential", 1),
+}
+UP_SECONDS = 60
+Opened = Callable[[], contextlib.AbstractContextManager[Path]]
+
+
+class Bench:
+    """The disk, its repository, and the ways to read it."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.image = work / "disk.img"
+        with self.image.open("wb") as file:
+            for _ in range(SIZE // MIB):
+                file.write(os.urandom(MIB))
+        self.environ = {
+            **os.environ,
+            "CLOUDMOUNT_REPO": str(work / "repository"),
+            "CLOUDMOUNT_PASSPHRASE": "benchmark",
+            "XDG_CACHE_HOME": str(work / "cache"),
+            "XDG_STATE_HOME": str(work / "state"),
+        }
+        run([cloudmount(), "init", "--json", "--quiet"], env=self.environ)
+        run([cloudmount(), "backup", "--name", "srv", self.image], env=self.environ)
+
+    def ways(self) -> dict[str, tuple[Opened, int]]:
+        """How each is opened, and of how many bytes."""
+        found: dict[str, tuple[Opened, int]] = {}
+        for driver in ("refuse", "native"):
+            found[driver] = (lambda d=driver: self._mounted(d), HOT)
+            found[f"{driver} opening"] = (lambda d=driver: self._mounted(d), SIZE)
+            found[f"{driver} copy"] = (lambda d=driver: self._copy(d), SIZE)
+        found["local"] = (lambda: contextlib.nullcontext(self.image), SIZE)
+        return found
+
+    @contextlib.contextmanager
+    def _mounted(self, driver: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            command = [cloudmount(), "mount", folder, "--driver", driver]
+            with self._serving(command, Path(folder)):
+                yield Path(folder) / "srv" / "latest" / "disk.img"
+
+    @contextlib.contextmanager
+    def _copy(self, driver: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            server = Path(__file__).with_name("mount_server.py")
+            with self._serving([sys.executable, str(server), folder, driver, str(self.image)], Path(folder)):
+                yield Path(folder) / "disk"
+
+    @contextlib.contextmanager
+    def _serving(self, command: list[str], at: Path) -> Iterator[None]:
+        serving = subprocess.Popen(
+            command, env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            until = time.monotonic() + UP_SECONDS
+            while not os.path.ismount(at):
+                if serving.poll() is not None or time.monotonic() > until:
+                    raise BenchmarkError(f"{' '.join(command)} does not come up")
+                time.sleep(0.05)
+            yield
+        finally:
+            stop(serving)
+
+
+def measure(file: Path, load: str, length: int, seconds: float) -> float:
+    """Reads a second, or for sequential ones MB a second."""
+    how, count = LOADS[load]
+    reader = Path(__file__).with_name("mount_reader.py")
+    readers = [
+        subprocess.Popen(
+            [sys.executable, str(reader), str(file), how, "0", str(length), str(seconds), str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for seed in range(count)
+    ]
+    try:
+        time.sleep(0.3 + 0.05 * count)  # all are up before any begins
+        for one in readers:
+            assert one.stdin is not None
+            one.stdin.close()
+        done = 0
+        for one in readers:
+            assert one.stdout is not None
+            with one.stdout as said:
+                done += int(said.read() or 0)
+            if one.wait(60):
+                raise BenchmarkError(f"a reader of {file} failed")
+    finally:
+        for one in readers:
+            stop(one)
+    return done / seconds * (1 if how == "random" else MIB / 1e6)
+
+
+def campaign(
+    bench: Bench, names: list[str], repeat: int, seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """What each way gave, by load."""
+    results: dict[str, dict[str, list[float]]] = {name: {load: [] for load in LOADS} for name in names}
+    ways = bench.ways()
+    for turn in range(repeat):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            opened, length = ways[name]
+            with opened() as file:
+                settle(bench.image)
+                if length == HOT:
+                    measure(file, "1 MiB, in sequence", HOT, 0.5)  # brings it into memory
+                for load in LOADS:
+                    results[name][load].append(measure(file, load, length, seconds))
+    return results
+
+
+def report(results: dict[str, dict[str, list[float]]]) -> str:
+    """A table for people: medians, and in brackets the ratio to the same of refuse."""
+    rows = [["", *LOADS]]
+    for name, loads in results.items():
+        peer = results.get(name.replace("native", "refuse"))
+        row = [name]
+        for load, values in loads.items():
+            base = median(peer[load]) if peer is not None and name.startswith("native") else 0.0
+            row.append(f"{median(values):,.0f}" + (f" ({median(values) / base:.1f} x)" if base else ""))
+        rows.append(row)
+    return table(rows)
+
+
+def main() -> int:
+    """The program of the module docstring."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions (default 3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default 2)")
+    parser.add_argument("--only", metavar="WAY,...")
+    parser.add_argument("--work", type=Path, help="make the temporary folder here (needs 1 GB)")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    given = parser.parse_args()
+    end_cleanly()
+    host = machine()
+    try:
+        with tempfile.TemporaryDirectory(prefix="cloudmount-bench-", dir=given.work) as folder:
+            bench = Bench(Path(folder).resolve())
+            names = given.only.split(",") if given.only else list(bench.ways())
+            results = campaign(bench, names, given.repeat, given.seconds)
+    except (BenchmarkError, OSError, subprocess.SubprocessError) as error:
+        print(f"mount: {error}", file=sys.stderr)
+        return 1
+    if given.json:
+        medians = {name: {load: median(v) for load, v in loads.items()} for name, loads in results.items()}
+        print(
+            json.dumps({"benchmark": "mount", "machine": host, "runs": results, "medians": medians}, indent=1)
+        )
+    else:
+        print(f"Reads a second, and MB/s in sequence; {host}\n\n{report(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
