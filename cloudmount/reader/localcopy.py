@@ -260,6 +260,18 @@ class LocalCopy:
             return None
         return data
 
+    @property
+    def verified_path(self) -> str | None:
+        """Where the finished copy lies, while it looks as it did when it was verified."""
+        seen = self._seen
+        if not self.finished or seen is None:
+            return None
+        try:
+            now = Seen.of(os.stat(self.path), finished=True)
+        except OSError:
+            return None
+        return os.path.abspath(self.path) if now == seen else None
+
     def distrust(self) -> None:
         """Use nothing of it until it was verified."""
         self.trusted = Pieces(self.described.pieces)  # first: `read` looks at `finished` before

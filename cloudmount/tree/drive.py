@@ -49,6 +49,9 @@ class LocalContent(Protocol):
     def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
         """The raw disk; owns `stored`, which reads it from the store."""
 
+    def path(self, disk: StoredDisk, format: str) -> str | None:
+        """A file here that is the disk in `format` ("vhdx", "raw"), as `extents.LocalCopy` demands."""
+
 
 class Drive:
     """The root folder: one folder per machine."""

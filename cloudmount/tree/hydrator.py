@@ -88,6 +88,12 @@ class Hydrator:
                 task = self._tasks[disk.ident] = _Task(disk, self._used)
         return HydratingSource(stored, task.local)
 
+    def path(self, disk: StoredDisk, format: str) -> str | None:
+        """The finished copy in that form, once the disk was read through this drive."""
+        task = self._tasks.get(disk.ident)
+        copy = task.local.copy if task is not None else None
+        return copy.verified_path if copy is not None and copy.described.format == format else None
+
     def states(self) -> list[Hydrated]:
         """Every copy in use."""
         with self._change:

@@ -102,6 +102,27 @@ class StoredDisk:
         """The synthesised VHDX: the same bytes on every mount, machine and version."""
         return synthesise_vhdx(self.content(), self.presence, self.identity)
 
+    def shown_vhdx(self) -> BlockSource:
+        """The VHDX on the drive."""
+        return self._shown(self.vhdx(), "vhdx")
+
+    def shown_raw(self) -> BlockSource:
+        """The raw image on the drive."""
+        return self._shown(self.content(), "raw")
+
+    def _shown(self, source: BlockSource, format: str) -> BlockSource:
+        local = self._opened.drive.local
+        return source if local is None else _Shown(source, lambda: local.path(self, format))
+
+
+class _Shown:
+    """A disk in one form, as the drive shows it: with the path of its finished copy here, if there is one.
+    As thread-safe as `source`."""
+
+    def __init__(self, source: BlockSource, local_path: Callable[[], str | None]) -> None:
+        self.size, self.local_path = source.size, local_path
+        self.read_at, self.extents, self.close = source.read_at, source.extents, source.close
+
 
 class OpenedSnapshot:
     """An opened snapshot with what its folders need, made once."""
@@ -278,7 +299,7 @@ def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str,
         note += ", which changed while it was read"
     size = disk.vhdx_bytes()
     if size is not None:
-        yield f"{disk.name}.vhdx", MadeFile(attr(f"{disk.name}.vhdx", size, size), disk.vhdx, note)
+        yield f"{disk.name}.vhdx", MadeFile(attr(f"{disk.name}.vhdx", size, size), disk.shown_vhdx, note)
     raw = int(disk.summary["size"])
     stored = min(raw, disk.blocks * BLOCK_BYTES)
-    yield f"{disk.name}.img", MadeFile(attr(f"{disk.name}.img", raw, stored), disk.content, note)
+    yield f"{disk.name}.img", MadeFile(attr(f"{disk.name}.img", raw, stored), disk.shown_raw, note)

@@ -26,6 +26,7 @@ from cloudmount.tree import hydrator as hydrating
 from cloudmount.tree.copies import Format
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import Hydrator
+from cloudmount.tree.snapshotdir import OpenedSnapshot, StoredDisk
 from tests.backup.lab import Lab
 from tests.tree.drives import MIB, raw_disk, read
 from tests.tree.drives import node as found
@@ -119,7 +120,22 @@ def test_a_finished_copy_of_either_form_serves_both_files(lab: Lab, tmp_path: Pa
     with hydrating_drive(lab, tmp_path / "to") as (drive, made, told):
         assert read(drive, DISK) == content and read(drive, VHDX) == vhdx
         assert complete(made) and drive.reader.fetched().requests == 0 and told == []
-        assert made.states()[0].path.endswith(".vhdx" if format == "vhdx" else ".img")
+        path = Path(made.states()[0].path)
+        assert path.name == ("disk.vhdx" if format == "vhdx" else "disk.img")
+        # Drivers are given the file itself, for the form that it has, as long as nobody touches it.
+        for name, form in (("disk.vhdx", "vhdx"), ("disk.img", "raw")):
+            source = node(drive, f"{made.states()[0].snapshot}/{name}").open()
+            assert source.local_path() == (str(path) if form == format else None)
+        path.chmod(0o400)
+        assert made.path(node_disk(drive), format) is None
+
+
+def node_disk(drive: Drive) -> StoredDisk:
+    """The disk of the newest snapshot of `srv`."""
+    newest = drive.repository.newest(drive.repository.keys.tag("srv"))
+    assert newest is not None
+    (disk,) = OpenedSnapshot(drive, newest[0]).disks
+    return disk
 
 
 def test_random_reads_are_right_while_it_fills_and_each_frame_comes_about_once(
