@@ -20,10 +20,7 @@ from tests.cli.console import PROGRAM, Console
 from tests.cli.test_endings import ended, start
 from tests.mounts.drivers import NAMES
 
-pytestmark = [
-    pytest.mark.mount,
-    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="needs FUSE"),
-]
+pytestmark = pytest.mark.mount
 
 
 @pytest.fixture

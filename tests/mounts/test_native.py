@@ -17,16 +17,13 @@ import pytest
 from cloudmount.errors import CloudMountError, DamagedError, StoreTimeoutError
 from cloudmount.extents import BlockSource
 from cloudmount.mounts.driver import DriveOptions
-from cloudmount.mounts.native_driver import MEMORY_BYTES, NativeDrive, installed
+from cloudmount.mounts.native_driver import MEMORY_BYTES, NativeDrive
 from cloudmount.nodes import Dir
 from tests.mounts.mounting import Mounted, mounted, within
 from tests.trees.calls import MIB, Gate, content, fails, opened
 from tests.trees.memory_tree import MemoryDir, MemoryFile, Pattern, Watched
 
-pytestmark = [
-    pytest.mark.mount,
-    pytest.mark.skipif(not installed(), reason="needs cloudmount-native (make setup builds it)"),
-]
+pytestmark = pytest.mark.mount
 BLOCK = 128 << 10
 
 
