@@ -37,10 +37,12 @@ _BY_TYPE = {
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """`parser`: what reads it ("ntfs", "fat12", ..., "ext4"), None when nothing does. `what`: in words."""
+    """`what`: in words. `parser`: what reads it ("ntfs", "fat12", ..., "ext4"), None when nothing does."""
 
     what: str
     parser: str | None
+    name: str | None = None
+    """In one short word, for who has no label ("NTFS", "BitLocker"); None when it isn't known."""
     in_use: bool = False
     """Its journal was not empty: what was last written may be missing or old."""
 
@@ -48,7 +50,7 @@ class Recognised:
 def recognise(source: BlockSource, partition: Partition | None = None) -> Recognised:
     """What is in a partition's bytes; `partition` tells its type when they say nothing."""
     if partition is not None and partition.type in _BY_TYPE:
-        return Recognised(_BY_TYPE[partition.type], None)
+        return Recognised(_BY_TYPE[partition.type], None, partition.type_name)
     found = file_system(source)
     if found == "ext":
         return _ext(source)
@@ -57,7 +59,8 @@ def recognise(source: BlockSource, partition: Partition | None = None) -> Recogn
     if found is None:
         kind = "no type" if partition is None else f"partition type {partition.type_name}"
         return Recognised(f"nothing that is known ({kind})", None)
-    return Recognised(_SHOWN.get(found, found), "ntfs" if found == "ntfs" else None)
+    what = _SHOWN.get(found, found)
+    return Recognised(what, "ntfs" if found == "ntfs" else None, what.split(" (")[0])
 
 
 def _ext(source: BlockSource) -> Recognised:
@@ -65,10 +68,12 @@ def _ext(source: BlockSource) -> Recognised:
     try:
         about = ext_inode.superblock(raw)
     except ValueError as error:
-        return Recognised(str(error), None)
+        return Recognised(str(error), None, "ext")
     if about.unknown is not None:
-        return Recognised(f"{about.type} with features that are not known here ({about.unknown})", None)
-    return Recognised(about.type, about.type, about.in_use)
+        return Recognised(
+            f"{about.type} with features that are not known here ({about.unknown})", None, about.type
+        )
+    return Recognised(about.type, about.type, about.type, about.in_use)
 
 
 def _fat(source: BlockSource) -> Recognised:
@@ -82,6 +87,6 @@ def _fat(source: BlockSource) -> Recognised:
     tables = boot[16] * (number(22, 2) or number(36, 4))
     clusters = ((number(19, 2) or number(32, 4)) - number(14, 2) - tables - roots) // boot[13]
     if clusters < 1:
-        return Recognised("a FAT file system that makes no sense", None)
+        return Recognised("a FAT file system that makes no sense", None, "FAT")
     bits = 12 if clusters < _FAT12_BELOW else 16 if clusters < _FAT16_BELOW else 32
-    return Recognised(_SHOWN[f"fat{bits}"], f"fat{bits}")
+    return Recognised(_SHOWN[f"fat{bits}"], f"fat{bits}", f"FAT{bits}")

@@ -15,6 +15,7 @@ import pytsk3
 
 from cloudmount.guest import ext_inode
 from cloudmount.guest.blocks import ParentBlocks
+from cloudmount.guest.fat_names import fat_names
 from cloudmount.guest.volumes import BESIDE, INSIDE, Found, Unreadable, Volume
 
 _FAT = {
@@ -32,8 +33,9 @@ _SPARSE, _FILLER = 1, 2  # TSK_FS_ATTR_RUN_FLAG_*
 _LABEL = " (Volume Label Entry)"
 _MOST_TARGET = 4096
 _OPENED = 16
-_CUT = 195
-"""UTF-16 units; of longer names on FAT pytsk3 (20260715) loses the last part of up to 13."""
+_REPLACED, _CUT = "^", 97
+"""pytsk3 (20260715) shows `^` for what is not ASCII in short names, and of names with more than 195 UTF-16
+units it loses the last part; where one of either may be, names are read here (`fat_names`)."""
 
 
 def opener(kind: str) -> Callable[[ParentBlocks], Volume]:
@@ -147,35 +149,15 @@ class FatVolume(_SleuthVolume):
 
     def folder(self, number: int) -> Iterator[Found]:
         found = list(super().folder(number))
-        if any(len(f.name) >= _CUT // 2 for f in found):
-            names = self._long_names(number)
-            found = [f._replace(name=names.get(f.name, f.name)) for f in found]
+        if any(_REPLACED in f.name or len(f.name) >= _CUT for f in found):
+            folder = self._fs.open_meta(inode=number)
+            names = fat_names(folder.read_random(0, folder.info.meta.size))
+            if len(names) != len(found) or any(
+                f.size not in (0, size) for f, (_, size) in zip(found, names, strict=True)
+            ):
+                raise ValueError("names that pytsk3 shows otherwise than they are")
+            found = [f._replace(name=name) for f, (name, _) in zip(found, names, strict=True)]
         return iter(found)
-
-    def _long_names(self, number: int) -> dict[str, str]:
-        """A folder's longest names in full, by what pytsk3 makes of them."""
-        folder = self._fs.open_meta(inode=number)
-        raw: bytes = folder.read_random(0, folder.info.meta.size)
-        found: dict[str, str] = {}
-        parts: list[bytes] = []
-        for at in range(0, len(raw) - 31, 32):
-            entry = raw[at : at + 32]
-            if entry[11] & 0x3F == 0x0F and entry[0] != 0xE5:
-                if entry[0] & 0x40:
-                    parts = []
-                parts.insert(0, entry[1:11] + entry[14:26] + entry[28:32])
-                continue
-            if parts and entry[0] != 0xE5:
-                units = b"".join(parts)
-                end = next((i for i in range(0, len(units), 2) if units[i : i + 2] == b"\0\0"), len(units))
-                name = units[:end].decode("utf-16-le", "replace")
-                cut = (
-                    name if end <= 2 * _CUT else units[: (len(parts) - 1) * 26].decode("utf-16-le", "replace")
-                )
-                if found.setdefault(cut, name) != name:
-                    raise ValueError("names that pytsk3 does not tell apart")
-            parts = []
-        return found
 
     def _found(self, name: str, entry: Any) -> Found:
         number, meta = int(entry.info.name.meta_addr), entry.info.meta

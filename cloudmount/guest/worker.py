@@ -35,7 +35,7 @@ def main(kind: str, size: int) -> None:
     os.dup2(2, 0)
     os.dup2(2, 1)  # what a library prints must not get between frames
     make = _opener(kind)
-    for codec in ("utf-16-le", "latin-1"):
+    for codec in ("utf-16-le", "latin-1", "cp850"):
         "".encode(codec)
     confined = confine.confine()
     server = _Server(make, ParentBlocks(size, asking, answers), confined)
