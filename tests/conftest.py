@@ -31,6 +31,7 @@ MARKS = {
         "blobs/test_azure_link.py",
         "disks/test_broken_containers.py",
         "disks/test_campaign_readers.py",
+        "guest/test_campaign_guest.py",
         "reader/test_campaign.py",
         "reader/test_io_timeout.py",
         "tree/test_drive_outage.py",

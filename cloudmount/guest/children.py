@@ -35,6 +35,8 @@ _LEAST_BYTES = 16 << 10
 """What the smallest range counts as."""
 _MOST_EXPECTED = 16 * wire.MOST_EXPECTED * wire.RANGE.size
 _MOST_AHEAD = 48 << 20
+_TIME_USED_UP = 24
+"""SIGXCPU, which Windows has not."""
 _WATCH = 0.5
 
 _START = (
@@ -209,6 +211,8 @@ class Children:
             return "reading has ended"
         if child.late:
             return f"its parser was ended: it said nothing for {self._thinking:g} s"
+        if code == -_TIME_USED_UP:
+            return "its parser was ended: one call took too much processor time"
         if code < 0:
             return f"its parser crashed (signal {-code})"
         return f"its parser ended ({error})"

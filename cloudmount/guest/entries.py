@@ -52,12 +52,15 @@ def entries(told: Any, depth: int, where: str) -> dict[str, Entry]:
     if not isinstance(told, list):
         raise BrokenFrameError("a listing that is none")
     found: dict[str, Entry] = {}
+    odd: list[str] = []
     for one in told:
         entry = _entry(one, depth)
         if not _can_be_shown(entry.name) or entry.name in found:
-            log.warning("%s: the name %r can't be shown; left out", where, entry.name)
+            odd.append(entry.name)
             continue
         found[entry.name] = entry
+    if odd:
+        log.warning("%s: %d names can't be shown, and are left out: %a ...", where, len(odd), odd[0][:100])
     return dict(sorted(found.items()))
 
 

@@ -17,10 +17,18 @@ from typing import Any
 import pyfsntfs
 
 from cloudmount.guest.blocks import FileLike, ParentBlocks
-from cloudmount.guest.ntfs_record import ENCRYPTED, RECORD_MASK, Geometry, Name, Record
+from cloudmount.guest.ntfs_record import (
+    ENCRYPTED,
+    RECORD_MASK,
+    Geometry,
+    Name,
+    Record,
+    journal_in_use,
+)
 from cloudmount.guest.volumes import BESIDE, INSIDE, OUTSIDE, Found, Unreadable
 
 ROOT = 5
+_LOG_FILE = 2
 _OWN_FILES = 16
 _EPOCH = 116_444_736_000_000_000  # 1970 in units of 100 ns since 1601
 _OPENED = 16
@@ -62,7 +70,6 @@ class NtfsVolume:
     """A `volumes.Volume`."""
 
     root = ROOT
-    note = ""
 
     def __init__(self, blocks: ParentBlocks) -> None:
         self._blocks = blocks
@@ -77,6 +84,7 @@ class NtfsVolume:
             self._raw,
             blocks.read_at,
         )
+        self.in_use = journal_in_use(self._volume.get_file_entry(_LOG_FILE).read_buffer_at_offset(512, 0))
         self._pieces: list[tuple[int, int, int]] | None = None
         self._opened: OrderedDict[int, _Content] = OrderedDict()
         self._folders: OrderedDict[int, list[Name]] = OrderedDict()

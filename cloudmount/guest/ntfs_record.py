@@ -20,6 +20,7 @@ RECORD_MASK = (1 << 48) - 1
 _STRIDE = 512
 _END = 0xFFFFFFFF
 _IN_USE, _FOLDER = 1, 2
+_NO_CLIENT, _CLEAN = 0xFFFF, 2
 _INDEX = "$I30"
 _MOST_CONTENT = 64 << 20
 """Bytes of an index: half a million names."""
@@ -146,6 +147,17 @@ class Record:
         if there < size:
             raise ValueError("an attribute has less content than it says")
         return b"".join(content)
+
+
+def journal_in_use(page: bytes) -> bool:
+    """Whether $LogFile, which begins with these 512 bytes, may hold what was not yet put in its place."""
+    if page[:4] != b"RSTR":
+        return False  # filled with 0xFF: emptied
+    area = struct.unpack_from("<H", page, 24)[0]
+    if area + 16 > _STRIDE - 2:
+        return True
+    clients, flags = struct.unpack_from("<HH", page, area + 12)
+    return clients != _NO_CLIENT and not flags & _CLEAN
 
 
 def _fixed(raw: bytes, mark: bytes) -> bytes:

@@ -43,8 +43,6 @@ class Recognised:
     parser: str | None
     name: str | None = None
     """In one short word, for who has no label ("NTFS", "BitLocker"); None when it isn't known."""
-    in_use: bool = False
-    """Its journal was not empty: what was last written may be missing or old."""
 
 
 def recognise(source: BlockSource, partition: Partition | None = None) -> Recognised:
@@ -73,7 +71,7 @@ def _ext(source: BlockSource) -> Recognised:
         return Recognised(
             f"{about.type} with features that are not known here ({about.unknown})", None, about.type
         )
-    return Recognised(about.type, about.type, about.type, about.in_use)
+    return Recognised(about.type, about.type, about.type)
 
 
 def _fat(source: BlockSource) -> Recognised:

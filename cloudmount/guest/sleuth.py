@@ -69,7 +69,7 @@ class _SleuthVolume:
         self._fs: Any = pytsk3.FS_Info(self._image, offset=0, type=type)
         self.root = int(self._fs.info.root_inum)
         self._block = int(self._fs.info.block_size)
-        self.label = self.note = ""
+        self.label, self.in_use = "", False
         self._opened: OrderedDict[int, Any] = OrderedDict()
 
     def folder(self, number: int) -> Iterator[Found]:
@@ -185,7 +185,7 @@ class ExtVolume(_SleuthVolume):
         super().__init__(blocks, type)
         raw = blocks.read_at(ext_inode.SUPERBLOCK_AT, ext_inode.SUPERBLOCK_LENGTH)
         self._about = ext_inode.superblock(raw)
-        self.label = self._about.label
+        self.label, self.in_use = self._about.label, self._about.in_use
 
     def _found(self, name: str, entry: Any) -> Found:
         number, meta = int(entry.info.name.meta_addr), entry.info.meta

@@ -45,7 +45,7 @@ class Volume:
         self._listing = threading.Lock()
         self._folders: OrderedDict[int, Mapping[str, Entry]] = OrderedDict()
         self._kept = 0
-        self._about: tuple[str, int] | None = None
+        self._about: tuple[str, int, bool] | None = None
 
     @property
     def label(self) -> str:
@@ -56,6 +56,11 @@ class Volume:
     def root(self) -> int:
         """The number of its root folder."""
         return self._told()[1]
+
+    @property
+    def in_use(self) -> bool:
+        """Whether its journal was not empty: what was written last may be missing or old."""
+        return self._told()[2]
 
     def confined(self) -> bool:
         """Whether its parser's system calls are limited."""
@@ -82,7 +87,7 @@ class Volume:
         """What is called `name` in the folder `number` at `path`."""
         folder = self._known(number)
         if folder is None and self.parser == "ntfs":
-            told = self._children.call(self, "lookup", [*path, name], number)
+            told = self._children.call(self, "lookup", [*path, name], number, most=wire.MOST_SMALL)
             if told is not None:
                 if not isinstance(told, list) or len(told) != 1:
                     raise self._broken(wire.BrokenFrameError("a name that is none"))
@@ -122,7 +127,7 @@ class Volume:
                 if not 0 <= at <= at + length <= self.source.size or not 0 <= offset < 1 << 62:
                     raise ValueError
                 found.append(Place(offset, at, length))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, LookupError):
             raise self._broken(wire.BrokenFrameError("extents that are none")) from None
         return found
 
@@ -130,16 +135,16 @@ class Volume:
         """Close the source. Its children end when they are idle."""
         self.source.close()
 
-    def _told(self) -> tuple[str, int]:
+    def _told(self) -> tuple[str, int, bool]:
         if self._about is None:
-            told = self._children.call(self, "about")
+            told = self._children.call(self, "about", most=wire.MOST_SMALL)
             try:
-                label, root = told[0], told[1]
-                if not isinstance(label, str) or not isinstance(root, int):
+                label, root, in_use = told[:3]
+                if not isinstance(label, str) or type(root) is not int or type(in_use) is not bool:
                     raise TypeError
-            except (TypeError, LookupError):
+            except (TypeError, ValueError, LookupError):
                 raise self._broken(wire.BrokenFrameError("no volume")) from None
-            self._about = label, root
+            self._about = label, root, in_use
         return self._about
 
     def _broken(self, error: wire.BrokenFrameError) -> UnreadableInputError:

@@ -39,8 +39,8 @@ class Volume(Protocol):
 
     label: str
     root: int
-    note: str
-    """What is to be known about all of it, else empty."""
+    in_use: bool
+    """Whether its journal holds what was not yet put in its place."""
 
     def folder(self, number: int) -> Iterable[Found]:
         """Every name in a folder, without `.`, `..`, what is deleted, and the file system's own files."""

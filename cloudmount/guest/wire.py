@@ -25,8 +25,10 @@ MOST_EXPECTED = 4096
 """Ranges told at once."""
 MOST_READ = 1 << 20
 """Bytes of a file given by one call."""
-MOST_VALUE = 128 << 20
-"""Bytes of one result: a folder of half a million names."""
+MOST_VALUE = 32 << 20
+"""Bytes of one result: a folder of a quarter of a million names. Parsed, the worst takes 20 times as much."""
+MOST_SMALL = 64 << 10
+"""Bytes of a result that is no list."""
 
 RANGE = struct.Struct("<QI")
 _HEAD = struct.Struct("<cI")

@@ -28,8 +28,8 @@ def _opener(kind: str) -> Any:
     return opener(kind)
 
 
-def main(kind: str, size: int) -> None:
-    """Answer calls until the parent is gone."""
+def main(kind: str, size: int, server: type[Server] | None = None) -> None:
+    """Answer calls until the parent is gone, by a `server` if one is given."""
     answers = os.dup(0)
     asking = os.dup(1)
     os.dup2(2, 0)
@@ -38,26 +38,30 @@ def main(kind: str, size: int) -> None:
     for codec in ("utf-16-le", "latin-1", "cp850"):
         "".encode(codec)
     confined = confine.confine()
-    server = _Server(make, ParentBlocks(size, asking, answers), confined)
+    serving = (server or Server)(make, ParentBlocks(size, asking, answers), confined)
     while True:
         try:
             _, call = wire.receive(answers, _CALLS_MOST)
             confine.begin_call()
-            server.answer(asking, wire.parsed(call))
+            serving.answer(asking, wire.parsed(call))
         except wire.BrokenFrameError:
             os._exit(0)
 
 
-class _Server:
+class Server:
+    """Answers calls about one volume."""
+
     def __init__(self, make: Any, blocks: ParentBlocks, confined: bool) -> None:
-        self._make, self._blocks, self._confined = make, blocks, confined
-        self._volume: Volume | None = None
+        self._make, self._confined = make, confined
+        self.blocks = blocks
+        self.volume: Volume | None = None
 
     def answer(self, out: int, call: list[Any]) -> None:
+        """Send what a call gives, or its failure."""
         try:
-            if self._volume is None:
-                self._volume = self._make(self._blocks)
-            value = self._call(self._volume, *call)
+            if self.volume is None:
+                self.volume = self._make(self.blocks)
+            value = self._call(self.volume, *call)
         except wire.BrokenFrameError:
             raise
         except MemoryError:
@@ -65,7 +69,7 @@ class _Server:
         except Unreadable as error:
             wire.send_json(out, wire.FAILED, [wire.UNREADABLE, str(error)])
         except Exception as error:
-            self._volume = None
+            self.volume = None
             wire.send_json(out, wire.FAILED, [wire.DAMAGED, f"{type(error).__name__}: {error}"[:2000]])
         else:
             if isinstance(value, bytes):
@@ -90,7 +94,7 @@ class _Server:
         if name == "extents":
             return list(volume.extents(*arguments))
         if name == "about":
-            return [volume.label, volume.root, volume.note, self._confined]
+            return [volume.label, volume.root, volume.in_use, self._confined]
         raise ValueError(f"no call {name}")
 
 

@@ -132,19 +132,23 @@ class Inside:
         where = f"{self._disk.path}, partition {partition.number}"
         source = _Part(disk, partition)
         found = found or recognise(source, partition)
-        label, volume = "", None
+        label, volume, in_use = "", None, False
         if found.parser is not None:
             volume = Volume(self._opened.drive.parsers, source, found.parser, where)
             try:
-                label = volume.label
+                label, in_use = volume.label, volume.in_use
             except UnreadableInputError as error:
                 log.warning("%s", error)  # its folder tells it to who opens it
         name = partition_name(partition, label, found)
-        note = found.what + (f"; {_IN_USE}" if found.in_use else "")
+        note = found.what + (f"; {_IN_USE}" if in_use else "")
         if volume is not None:
-            if found.in_use:
+            if in_use:
                 log.warning("%s: %s", where, _IN_USE)
-            return name, GuestDir(_Guest(self, volume, source, partition.number), (), None, note)
+            number = partition.number
+            guest = Guest(
+                volume, lambda n: self._inode(number, f"#{n}"), self._mtime, source.prefetch, self._allowed
+            )
+            return name, GuestDir(guest, (), None, note)
         text = f"Partition {partition.number}: {found.what}. The files in it can't be shown.{self._instead()}"
         attr = _folder(self._inode(partition.number, "folder"), self._mtime)
         return name, MadeDir(attr, {UNSUPPORTED: self._text(UNSUPPORTED, text, partition.number)}, note)
@@ -166,17 +170,7 @@ class Inside:
     def _inode(self, number: int, what: str) -> int:
         return self._opened.inode(f"{self._disk.path}\0{number}\0{what}")
 
-    def guest_inode(self, partition: int, number: int) -> int:
-        """A stable number for a guest's file."""
-        return self._inode(partition, f"#{number}")
-
-    @property
-    def mtime_ns(self) -> int:
-        """The disk's."""
-        return self._mtime
-
-    def allowed(self) -> int:
-        """Bytes that may be fetched ahead."""
+    def _allowed(self) -> int:
         return self._opened.drive.reader.pace.limit
 
 
@@ -232,11 +226,20 @@ class _Part:
         """Nothing: the disk is the others' too."""
 
 
-class _Guest:
-    """A volume, and what its nodes need of the disk that it is in."""
+class Guest:
+    """A volume, and what its nodes need beside: `inode` gives a stable number for a file's own, `mtime_ns` is
+    the time of its root, `prefetch` and `allowed` are those of `Following`."""
 
-    def __init__(self, inside: Inside, volume: Volume, source: _Part, number: int) -> None:
-        self.inside, self.volume, self._source, self._number = inside, volume, source, number
+    def __init__(
+        self,
+        volume: Volume,
+        inode: Callable[[int], int],
+        mtime_ns: int,
+        prefetch: Callable[[int, int], None],
+        allowed: Callable[[], int],
+    ) -> None:
+        self.volume, self.inode, self.mtime_ns = volume, inode, mtime_ns
+        self._prefetch, self._allowed = prefetch, allowed
 
     def attr(self, entry: Entry) -> Attr:
         """Of an entry."""
@@ -251,10 +254,6 @@ class _Guest:
             uid=entry.uid,
             gid=entry.gid,
         )
-
-    def inode(self, number: int) -> int:
-        """A stable number for a file of the volume."""
-        return self.inside.guest_inode(self._number, number)
 
     def node(self, path: Path, entry: Entry) -> Node:
         """An entry at `path`."""
@@ -271,7 +270,7 @@ class _Guest:
         def places() -> list[Place]:
             return [(p.offset, p.at, p.length) for p in volume.places(entry)]
 
-        return Following(volume.open(entry), places, self._source.prefetch, self.inside.allowed)
+        return Following(volume.open(entry), places, self._prefetch, self._allowed)
 
 
 def _target_length(entry: Entry) -> int:
@@ -281,13 +280,13 @@ def _target_length(entry: Entry) -> int:
 class GuestDir:
     """A guest's folder; a partition's own when there is no `entry`."""
 
-    def __init__(self, guest: _Guest, path: Path, entry: Entry | None, note: str = "") -> None:
+    def __init__(self, guest: Guest, path: Path, entry: Entry | None, note: str = "") -> None:
         self._guest, self._path, self._entry, self.note = guest, path, entry, note
 
     def attr(self) -> Attr:
         if self._entry is not None:
             return self._guest.attr(self._entry)
-        return _folder(self._guest.inode(0), self._guest.inside.mtime_ns)
+        return _folder(self._guest.inode(0), self._guest.mtime_ns)
 
     def _number(self) -> int:
         return self._guest.volume.root if self._entry is None else self._entry.number
@@ -304,7 +303,7 @@ class GuestDir:
 class GuestFile:
     """A guest's file."""
 
-    def __init__(self, guest: _Guest, entry: Entry) -> None:
+    def __init__(self, guest: Guest, entry: Entry) -> None:
         self._guest, self._entry = guest, entry
 
     @property
@@ -322,7 +321,7 @@ class GuestFile:
 class GuestLink:
     """A guest's link: into its own partition, or to nowhere."""
 
-    def __init__(self, guest: _Guest, entry: Entry) -> None:
+    def __init__(self, guest: Guest, entry: Entry) -> None:
         self._guest, self._entry = guest, entry
 
     def attr(self) -> Attr:

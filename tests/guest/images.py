@@ -105,6 +105,15 @@ def fragment(folder: Path, rng: random.Random, pieces: int = 400) -> None:
             os.fsync(two.fileno())
 
 
+def comb(path: Path, block: int, teeth: int = 3000) -> None:
+    """A file of so many blocks with a hole behind each: as many extents, in trees or lists of their own."""
+    with path.open("wb", buffering=0) as f:
+        f.truncate(teeth * 2 * block)
+        for n in range(teeth):
+            f.seek(n * 2 * block)
+            f.write(n.to_bytes(4, "little") * (block // 4))
+
+
 def sparse(path: Path, size: int, *pieces: tuple[int, bytes]) -> None:
     """A file of holes with something in it here and there."""
     with path.open("wb") as f:

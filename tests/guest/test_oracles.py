@@ -18,6 +18,7 @@ from tests.guest.images import (
     ATTRIBUTES,
     COMPRESSED,
     MIB,
+    comb,
     fill,
     fragment,
     make_ext,
@@ -51,6 +52,7 @@ def test_ntfs(tmp_path: Path, children: Children, sector: int, cluster: int) -> 
         fragment(at, rng)
         sparse(at / "sparse", 40 * MIB, (7 * MIB + 3, b"here" * 3000), (39 * MIB, b"end"))
         sparse(at / "hole", 5 * MIB)
+        comb(at / "comb", cluster, 3000 if cluster < 65536 else 300)
         os.link(at / "large.bin", at / "empty" / "the same.bin")
         os.utime(at / "large.bin", ns=(1, 1_234_567_890_123_456_700))
         os.utime(at / "odd", ns=(1, -1_000_000_000))
@@ -83,6 +85,7 @@ def test_ext(tmp_path: Path, children: Children, kind: str, block: str) -> None:
     fill(source, rng, files=800)
     sparse(source / "sparse", 40 * MIB, (7 * MIB + 3, b"here" * 3000), (39 * MIB, b"end"))
     sparse(source / "hole", 5 * MIB)
+    comb(source / "comb", 4096)
     os.link(source / "large.bin", source / "empty" / "the same.bin")
     for name, target in (
         ("short", "odd/ß"),

@@ -12,6 +12,7 @@ import pytest
 
 from cloudmount.errors import CloudMountError, UnreadableInputError
 from cloudmount.guest.children import Children
+from cloudmount.guest.entries import Entry
 from cloudmount.guest.volume import Volume
 from cloudmount.nodes import Kind
 from tests.guest.images import MIB, make_ntfs, ntfs_mounted
@@ -215,6 +216,25 @@ def test_names_by_the_rules_of_windows(tmp_path: Path, children: Children) -> No
         assert find("$MFT") is find("none") is find("") is find(".") is None
         assert find("\udced\udca0\udc80q.txt") == b"qq.txt"
         volume.close()
+
+
+def test_a_journal_in_use_is_told(tmp_path: Path, children: Children) -> None:
+    image = make_ntfs(tmp_path / "n.img", 20 * MIB)
+    disk = opened(children, image)
+    assert disk.in_use is False
+    (place, *_) = disk.places(Entry("", 2 << 48 | 2, Kind.FILE, 0, 0, 0, 0, 1, None, None, None, None))
+    disk.close()
+    for clients, flags, in_use in ((0, 0, True), (0xFFFF, 0, False), (0, 2, False)):
+        page = bytearray(4096)
+        page[:4] = b"RSTR"
+        struct.pack_into("<H", page, 24, 0x30)
+        struct.pack_into("<HH", page, 0x30 + 12, clients, flags)
+        with image.open("r+b") as f:
+            f.seek(place.at)
+            f.write(page)
+        disk = opened(children, image)
+        assert disk.in_use is in_use
+        disk.close()
 
 
 def test_a_damaged_folder_costs_an_error(tmp_path: Path, children: Children) -> None:
