@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cloudmount.extents import BlockSource, Extent, check_range
+from cloudmount.extents import Extent, check_range
 from cloudmount.reader.localcopy import LocalCopy
+from cloudmount.reader.prefetch import Prefetchable
 
 
 class _Part(NamedTuple):
@@ -60,7 +61,7 @@ class LocalDisk:
 class HydratingSource:
     """The disk `stored`, from its copy where that has it. Owns `stored`."""
 
-    def __init__(self, stored: BlockSource, local: LocalDisk) -> None:
+    def __init__(self, stored: Prefetchable, local: LocalDisk) -> None:
         self.size = stored.size
         self._stored, self._local = stored, local
         self._begun = self._closed = False
@@ -89,6 +90,17 @@ class HydratingSource:
                 data = self._fetch(part.offset, part.length)
             found.append(data)
         return found[0] if len(found) == 1 else b"".join(found)
+
+    def fetch_ahead(self, offset: int, length: int) -> None:
+        """What the copy has not, into the caches of the stored disk."""
+        check_range(self.size, offset, length)
+        copy = self._local.copy
+        if copy is None:
+            self._stored.fetch_ahead(offset, length)
+            return
+        for part in self._parts(copy, offset, length):
+            if part.kind == "store":
+                self._stored.fetch_ahead(part.offset, part.length)
 
     def _fetch(self, offset: int, length: int) -> bytes:
         self._local.missed(offset)

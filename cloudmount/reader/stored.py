@@ -101,6 +101,16 @@ class StoredSource:
             offset = stop * self._frame
         return b"".join(parts)
 
+    def fetch_ahead(self, offset: int, length: int) -> None:
+        """As `prefetch.Prefetchable` says."""
+        check_range(self.size, offset, length)
+        self._fetch_ahead(
+            offset // self._frame,
+            -(-(offset + length) // self._frame),
+            time.monotonic() + self._reader.io_timeout,
+            alone=True,
+        )
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """The range by the map alone: blocks of 2 MiB (files of few frames: frames), ZERO where nothing
         of one is stored."""
@@ -357,8 +367,9 @@ class StoredSource:
                 self._readahead.refused(Ahead(0, first, ahead.stop))
                 return
 
-    def _fetch_ahead(self, first: int, stop: int, ends: float) -> None:
-        """On a worker: bring the frames `first` up to `stop` that are nowhere yet."""
+    def _fetch_ahead(self, first: int, stop: int, ends: float, *, alone: bool = False) -> None:
+        """Bring the frames `first` up to `stop` that are nowhere yet, on this thread; where they take several
+        requests, other workers help, unless `alone`."""
         reader, table, ident = self._reader, self._table, self._ident
         mine: dict[Key, Flight[bytes]] = {}
         try:
@@ -379,9 +390,10 @@ class StoredSource:
                 if table.land(key, flight, cached, ahead=True):
                     self._readahead.wasted()
             runs = coalesce(need, lambda m: m.at, longest=SLICE, held=held)
-            for run in runs[1:]:
+            own = len(runs) if alone else 1
+            for run in runs[own:]:
                 reader.fetch(run, ends, self._readahead, urgent=False)
-            for run in runs[:1]:
+            for run in runs[:own]:
                 reader.bring(run, ends, self._readahead)
         except BaseException as error:  # nobody asked: who reads these frames meets it again
             for key, flight in mine.items():

@@ -17,13 +17,14 @@ import cachetools
 
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
-from cloudmount.extents import BlockSource
 from cloudmount.nodes import Attr, Dir, Kind, Node
+from cloudmount.reader.prefetch import Prefetch, Prefetchable
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.names import SnapshotKey, folders
 from cloudmount.repo.repository import Machine, Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
+from cloudmount.tree.bootguess import LIMIT, boot_ranges
 from cloudmount.tree.refreshed import Refreshed
 from cloudmount.tree.snapshotdir import OpenedSnapshot, SnapshotDir, StoredDisk
 
@@ -46,7 +47,7 @@ def inode(*parts: str) -> int:
 class LocalContent(Protocol):
     """Gives disks from elsewhere than the store where it can."""
 
-    def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
+    def content(self, disk: StoredDisk, stored: Prefetchable) -> Prefetchable:
         """The raw disk; owns `stored`, which reads it from the store."""
 
     def path(self, disk: StoredDisk, format: str) -> str | None:
@@ -73,6 +74,7 @@ class Drive:
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
+        self._booted: set[tuple[str, str]] = set()
         self._since = int(time.time())
         self._lock = threading.Lock()
 
@@ -102,6 +104,16 @@ class Drive:
             machines = list(self._machines.values())
         known = [size for m in machines if (size := m.known_size) is not None]
         return sum(known), len(known)
+
+    def boots(self, disk: StoredDisk) -> None:
+        """A machine seems to boot from the disk: have what it reads first fetched, once."""
+        with self._lock:
+            if disk.ident in self._booted:
+                return
+            self._booted.add(disk.ident)
+        source = disk.content()
+        sector = int(disk.summary["logical_sector"])
+        Prefetch(self.reader, source, lambda: boot_ranges(source, sector), LIMIT).start()
 
     def folder_of(self, snapshot: Snapshot) -> str:
         """What a snapshot's folder is called."""

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cloudmount.errors import CloudMountError, StoreError, StoreTimeoutError
-from cloudmount.extents import BlockSource
 from cloudmount.reader.filling import COMPLETE, GIVEN_UP, NO_ANSWER, RUNNING, Filling
 from cloudmount.reader.hydrating import HydratingSource, LocalDisk
 from cloudmount.reader.localcopy import CopyInUseError
+from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.frames import Frame
 from cloudmount.tree.copies import DiskCopy, Format, Hydrated
@@ -80,7 +80,7 @@ class Hydrator:
         self._thread = threading.Thread(target=self._run, name="cloudmount-hydrator", daemon=True)
         self._thread.start()
 
-    def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
+    def content(self, disk: StoredDisk, stored: Prefetchable) -> HydratingSource:
         """The disk, from its copy where that has it."""
         with self._change:
             task = self._tasks.get(disk.ident)

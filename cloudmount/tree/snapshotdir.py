@@ -17,6 +17,7 @@ from cloudmount.disks.synthesis import LARGE_ABOVE, Identity, synthesise_vhdx, v
 from cloudmount.errors import UsageError
 from cloudmount.extents import BlockSource, Bytes, Zeros
 from cloudmount.nodes import Attr, Kind, Node
+from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import StoredSource
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.listings import Listing
@@ -24,6 +25,7 @@ from cloudmount.repo.names import SnapshotKey
 from cloudmount.repo.snapshots import Snapshot, StreamRoot
 from cloudmount.repo.streams import StreamMap
 from cloudmount.repo.structures import BLOCK_BYTES
+from cloudmount.tree.bootguess import Watched
 
 if TYPE_CHECKING:
     from cloudmount.tree.drive import Drive
@@ -68,7 +70,7 @@ class StoredDisk:
         """Which of its 2 MiB blocks hold data."""
         return BitmapPresence(self.map.presence(), -(-int(self.summary["size"]) // BLOCK_BYTES))
 
-    def content(self) -> BlockSource:
+    def content(self) -> Prefetchable:
         """The raw disk."""
         drive = self._opened.drive
         stored = StoredSource(drive.reader, self.map, self.ident)
@@ -112,6 +114,7 @@ class StoredDisk:
 
     def _shown(self, source: BlockSource, format: str) -> BlockSource:
         local = self._opened.drive.local
+        source = Watched(source, format, lambda: self._opened.drive.boots(self))
         return source if local is None else _Shown(source, lambda: local.path(self, format))
 
 
