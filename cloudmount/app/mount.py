@@ -21,6 +21,7 @@ from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
+from cloudmount.tree.bootlearning import BootLearning
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
@@ -90,6 +91,9 @@ def mount(
     drive = Drive(repository, reader, Sightings(repository, environ).saw)
     with contextlib.ExitStack() as ending:
         ending.callback(reader.close)
+        traces = cache_folder(environ) / repository.config.repo_id / "traces"
+        drive.learning = BootLearning(repository, reader, traces)
+        ending.callback(drive.learning.close)
         if hydrate_to is not None:
             hydrator = Hydrator(Path(os.path.abspath(hydrate_to)), drive, reader, tell)
             drive.local = hydrator

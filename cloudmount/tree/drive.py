@@ -18,13 +18,14 @@ import cachetools
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
 from cloudmount.nodes import Attr, Dir, Kind, Node
-from cloudmount.reader.prefetch import Prefetch, Prefetchable
+from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import FrameReader
+from cloudmount.reader.tracing import Recorder
 from cloudmount.repo.names import SnapshotKey, folders
 from cloudmount.repo.repository import Machine, Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
-from cloudmount.tree.bootguess import LIMIT, boot_ranges
+from cloudmount.tree.bootlearning import BootLearning
 from cloudmount.tree.refreshed import Refreshed
 from cloudmount.tree.snapshotdir import OpenedSnapshot, SnapshotDir, StoredDisk
 
@@ -69,12 +70,13 @@ class Drive:
         self.saw = saw
         self.local: LocalContent | None = None
         """What has disks on this machine; set before the drive is used."""
+        self.learning = BootLearning(repository, reader) if reader is not None else None
+        """What makes boots quicker; may be replaced before the drive is used."""
         self._reader = reader
         self.maps = MapCache(repository)
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
-        self._booted: set[tuple[str, str]] = set()
         self._since = int(time.time())
         self._lock = threading.Lock()
 
@@ -106,14 +108,13 @@ class Drive:
         return sum(known), len(known)
 
     def boots(self, disk: StoredDisk) -> None:
-        """A machine seems to boot from the disk: have what it reads first fetched, once."""
-        with self._lock:
-            if disk.ident in self._booted:
-                return
-            self._booted.add(disk.ident)
-        source = disk.content()
-        sector = int(disk.summary["logical_sector"])
-        Prefetch(self.reader, source, lambda: boot_ranges(source, sector), LIMIT).start()
+        """A machine seems to boot from the disk."""
+        if self.learning is not None:
+            self.learning.boots(disk)
+
+    def recorder(self, disk: StoredDisk) -> Recorder | None:
+        """What records the disk's reads, while a machine boots from it."""
+        return self.learning.recorder(disk.ident) if self.learning is not None else None
 
     def folder_of(self, snapshot: Snapshot) -> str:
         """What a snapshot's folder is called."""
