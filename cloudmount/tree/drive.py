@@ -49,6 +49,9 @@ class LocalContent(Protocol):
     def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
         """The raw disk; owns `stored`, which reads it from the store."""
 
+    def opening(self, disk: StoredDisk) -> None:
+        """A file of the disk is being opened: what is wholly here is to be known by then. Waits not long."""
+
     def path(self, disk: StoredDisk, format: str) -> str | None:
         """A file here that is the disk in `format` ("vhdx", "raw"), as `extents.LocalCopy` demands."""
 
