@@ -33,6 +33,8 @@ FRESH_SECONDS = 3.0
 MACHINES_SECONDS = 15.0
 DAMAGED_SECONDS = 60.0
 """How long a snapshot that didn't open is not tried again for `latest`."""
+MAP_BYTES = 16 << 20
+"""Of decoded maps: 80 GiB of a disk that is read at random. Kept small, so that a drive's process is."""
 KEPT_SNAPSHOTS = 8
 """Opened snapshots kept; each may hold 24 MiB of listings."""
 
@@ -72,7 +74,7 @@ class Drive:
         self.local: LocalContent | None = None
         """What has disks on this machine; set before the drive is used."""
         self._reader = reader
-        self.maps = MapCache(repository)
+        self.maps = MapCache(repository, MAP_BYTES)
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
