@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudmount.app.hydrations import announced
+from cloudmount.app.memory import few_arenas
 from cloudmount.app.opening import disk_cache
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
@@ -27,6 +28,8 @@ from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
 GIB = 1 << 30
 MOST_CACHE = 10 * GIB
+MEMORY_BYTES = 24 << 20
+"""Of opened frames, most of them ahead of their readers: what was read, the kernel keeps."""
 WORKERS = 8
 
 
@@ -74,6 +77,7 @@ def mount(
     The disks that are read are completed in the folder `hydrate_to`.
     `driver` is "native" or "refuse"; None: the best that is installed.
     """
+    few_arenas()
     name, make_drive = _driver(driver)
     make_folders(environ)
     store = connect(
@@ -87,7 +91,13 @@ def mount(
     folder = cache_dir or cache_folder(environ) / repository.config.repo_id / "frames"
     limit = cache_bytes if cache_bytes is not None else default_cache_bytes(folder)
     repository.cache = disk_cache(folder, limit, tell)
-    reader = FrameReader(repository, cache=repository.cache, io_timeout=io_timeout, workers=WORKERS)
+    reader = FrameReader(
+        repository,
+        memory_bytes=MEMORY_BYTES,
+        cache=repository.cache,
+        io_timeout=io_timeout,
+        workers=WORKERS,
+    )
     drive = Drive(repository, reader, Sightings(repository, environ).saw)
     with contextlib.ExitStack() as ending:
         ending.callback(reader.close)

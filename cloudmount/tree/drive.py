@@ -35,6 +35,8 @@ FRESH_SECONDS = 3.0
 MACHINES_SECONDS = 15.0
 DAMAGED_SECONDS = 60.0
 """How long a snapshot that didn't open is not tried again for `latest`."""
+MAP_BYTES = 16 << 20
+"""Of decoded maps: 80 GiB of a disk that is read at random. Kept small, so that a drive's process is."""
 KEPT_SNAPSHOTS = 8
 """Opened snapshots kept; each may hold 24 MiB of listings."""
 
@@ -50,6 +52,9 @@ class LocalContent(Protocol):
 
     def content(self, disk: StoredDisk, stored: Prefetchable) -> Prefetchable:
         """The raw disk; owns `stored`, which reads it from the store."""
+
+    def opening(self, disk: StoredDisk) -> None:
+        """A file of the disk is being opened: what is wholly here is to be known by then. Waits not long."""
 
     def path(self, disk: StoredDisk, format: str) -> str | None:
         """A file here that is the disk in `format` ("vhdx", "raw"), as `extents.LocalCopy` demands."""
@@ -73,7 +78,7 @@ class Drive:
         self.learning = BootLearning(repository, reader) if reader is not None else None
         """What makes boots quicker; may be replaced before the drive is used."""
         self._reader = reader
-        self.maps = MapCache(repository)
+        self.maps = MapCache(repository, MAP_BYTES)
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)

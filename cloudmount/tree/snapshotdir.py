@@ -118,7 +118,10 @@ class StoredDisk:
     def _shown(self, source: BlockSource, format: str) -> BlockSource:
         local = self._opened.drive.local
         source = Watched(source, format, lambda: self._opened.drive.boots(self))
-        return source if local is None else _Shown(source, lambda: local.path(self, format))
+        if local is None:
+            return source
+        local.opening(self)
+        return _Shown(source, lambda: local.path(self, format))
 
 
 class _Shown:
