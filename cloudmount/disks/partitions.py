@@ -30,6 +30,7 @@ _MAX_ARRAY = 1024 * 1024  # bytes of GPT entries; 128 entries of 128 bytes are u
 SECTOR_SIZES = (512, 4096)
 
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+LINUX_BOOT = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
 BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
 
 _TYPE_NAMES = {
@@ -47,7 +48,7 @@ _TYPE_NAMES = {
     "a19d880f-05fc-4d3b-a006-743f0f84911e": "Linux RAID",
     "4f68bce3-e8cd-4db1-96e7-fbcaf984b709": "Linux root",
     "933ac7e1-2eb4-4f13-b844-0e14e2aef915": "Linux home",
-    "bc13c2ff-59e6-4262-a352-b275fd6f7172": "Linux extended boot",
+    LINUX_BOOT: "Linux extended boot",
     "0x01": "FAT12",
     "0x04": "FAT16",
     "0x06": "FAT16",

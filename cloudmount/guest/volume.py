@@ -19,8 +19,8 @@ from cloudmount.guest import wire
 from cloudmount.guest.children import Children
 from cloudmount.guest.entries import Entry, entries
 
-KEPT_ENTRIES = 50_000
-"""Entries of a volume's folders kept, beside the last folder's: about 25 MB."""
+KEPT_ENTRIES = 30_000
+"""Entries of folders kept, beside those of the last folder: about 15 MB."""
 _MOST_EXTENTS = 1 << 20
 Path = tuple[str, ...]
 
@@ -34,17 +34,56 @@ class Place:
     length: int
 
 
-class Volume:
-    """The file system in `source`, read by `parser` in one of `children`. Owns `source`."""
+class KeptFolders:
+    """Folders that were read last, of any number of volumes."""
 
-    def __init__(self, children: Children, source: BlockSource, parser: str, where: str) -> None:
+    def __init__(self, most: int = KEPT_ENTRIES) -> None:
+        self._most = most
+        self._folders: OrderedDict[tuple[Volume, int], Mapping[str, Entry]] = OrderedDict()
+        self._kept = 0
+        self._lock = threading.Lock()
+
+    def get(self, volume: Volume, number: int) -> Mapping[str, Entry] | None:
+        """A folder of a volume, if it is kept."""
+        with self._lock:
+            found = self._folders.get((volume, number))
+            if found is not None:
+                self._folders.move_to_end((volume, number))
+            return found
+
+    def keep(self, volume: Volume, number: int, found: Mapping[str, Entry]) -> None:
+        """It was read."""
+        with self._lock:
+            before = self._folders.pop((volume, number), None)
+            self._kept += 1 + len(found) - (0 if before is None else 1 + len(before))
+            self._folders[volume, number] = found
+            while self._kept > self._most and len(self._folders) > 1:
+                self._kept -= 1 + len(self._folders.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._folders.clear()
+            self._kept = 0
+
+
+class Volume:
+    """The file system in `source`, read by `parser` in one of `children`. Owns `source`. Its folders are kept
+    in `kept`, which it may share with others."""
+
+    def __init__(
+        self,
+        children: Children,
+        source: BlockSource,
+        parser: str,
+        where: str,
+        kept: KeptFolders | None = None,
+    ) -> None:
         self.source, self.parser, self.where = source, parser, where
+        self._folders = kept or KeptFolders()
         self._children = children
         self._caseless = parser == "ntfs" or parser.startswith("fat")
-        self._lock = threading.Lock()
         self._listing = threading.Lock()
-        self._folders: OrderedDict[int, Mapping[str, Entry]] = OrderedDict()
-        self._kept = 0
         self._about: tuple[str, int, bool] | None = None
 
     @property
@@ -68,11 +107,11 @@ class Volume:
 
     def folder(self, path: Path, number: int) -> Mapping[str, Entry]:
         """What lies in the folder `number` at `path`, sorted by name."""
-        known = self._known(number)
+        known = self._folders.get(self, number)
         if known is not None:
             return known
         with self._listing:
-            known = self._known(number)
+            known = self._folders.get(self, number)
             if known is not None:
                 return known
             told = self._children.call(self, "folder", number)
@@ -80,12 +119,12 @@ class Volume:
                 found = entries(told, len(path), f"{self.where}: {'/'.join(path)}")
             except wire.BrokenFrameError as error:
                 raise self._broken(error) from None
-            self._keep(number, found)
+            self._folders.keep(self, number, found)
             return found
 
     def lookup(self, path: Path, number: int, name: str) -> Entry | None:
         """What is called `name` in the folder `number` at `path`."""
-        folder = self._known(number)
+        folder = self._folders.get(self, number)
         if folder is None and self.parser == "ntfs":
             told = self._children.call(self, "lookup", [*path, name], number, most=wire.MOST_SMALL)
             if told is not None:
@@ -149,20 +188,6 @@ class Volume:
 
     def _broken(self, error: wire.BrokenFrameError) -> UnreadableInputError:
         return UnreadableInputError(f"{self.where}: its parser said what it must not: {error}")
-
-    def _known(self, number: int) -> Mapping[str, Entry] | None:
-        with self._lock:
-            found = self._folders.get(number)
-            if found is not None:
-                self._folders.move_to_end(number)
-            return found
-
-    def _keep(self, number: int, found: Mapping[str, Entry]) -> None:
-        with self._lock:
-            self._folders[number] = found
-            self._kept += 1 + len(found)
-            while self._kept > KEPT_ENTRIES and len(self._folders) > 1:
-                self._kept -= 1 + len(self._folders.popitem(last=False)[1])
 
 
 class FileSource:

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cloudmount.extents import BlockSource, Extent, Prefetching, check_range
+from cloudmount.extents import Extent, Prefetching, check_range
 from cloudmount.reader.localcopy import LocalCopy
+from cloudmount.reader.prefetch import Prefetchable, Range
 
 
 class _Part(NamedTuple):
@@ -61,7 +62,7 @@ class HydratingSource:
     """The disk `stored`, from its copy where that has it. Owns `stored`. Its first read makes the disk a used
     one, unless it `starts` nothing."""
 
-    def __init__(self, stored: BlockSource, local: LocalDisk, *, starts: bool = True) -> None:
+    def __init__(self, stored: Prefetchable, local: LocalDisk, *, starts: bool = True) -> None:
         self.size = stored.size
         self._stored, self._local = stored, local
         self._begun, self._closed = not starts, False
@@ -90,6 +91,18 @@ class HydratingSource:
                 data = self._fetch(part.offset, part.length)
             found.append(data)
         return found[0] if len(found) == 1 else b"".join(found)
+
+    def fetch_ahead(self, ranges: Range) -> None:
+        """What the copy has not, into the caches of the stored disk."""
+        copy = self._local.copy
+        if copy is not None:
+            ranges = [
+                (part.offset, part.length)
+                for offset, length in ranges
+                for part in self._parts(copy, offset, length)
+                if part.kind == "store"
+            ]
+        self._stored.fetch_ahead(ranges)
 
     def _fetch(self, offset: int, length: int) -> bytes:
         self._local.missed(offset)

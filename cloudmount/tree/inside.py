@@ -134,7 +134,8 @@ class Inside:
         found = found or recognise(source, partition)
         label, volume, in_use = "", None, False
         if found.parser is not None:
-            volume = Volume(self._opened.drive.parsers, source, found.parser, where)
+            drive = self._opened.drive
+            volume = Volume(drive.parsers, source, found.parser, where, drive.folders)
             try:
                 label, in_use = volume.label, volume.in_use
             except UnreadableInputError as error:

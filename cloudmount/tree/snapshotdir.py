@@ -17,13 +17,16 @@ from cloudmount.disks.synthesis import LARGE_ABOVE, Identity, synthesise_vhdx, v
 from cloudmount.errors import UsageError
 from cloudmount.extents import BlockSource, Bytes, Zeros
 from cloudmount.nodes import Attr, Kind, Node
+from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import StoredSource
+from cloudmount.reader.tracing import TracedSource
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.listings import Listing
 from cloudmount.repo.names import SnapshotKey
 from cloudmount.repo.snapshots import Snapshot, StreamRoot
 from cloudmount.repo.streams import StreamMap
 from cloudmount.repo.structures import BLOCK_BYTES
+from cloudmount.tree.bootguess import Watched
 from cloudmount.tree.inside import DiskDir, Inside, MadeFile
 
 if TYPE_CHECKING:
@@ -69,18 +72,23 @@ class StoredDisk:
         """Which of its 2 MiB blocks hold data."""
         return BitmapPresence(self.map.presence(), -(-int(self.summary["size"]) // BLOCK_BYTES))
 
-    def content(self) -> BlockSource:
+    def content(self) -> Prefetchable:
         """The raw disk."""
         drive = self._opened.drive
-        stored = StoredSource(drive.reader, self.map, self.ident)
-        return stored if drive.local is None else drive.local.content(self, stored)
+        content: Prefetchable = StoredSource(drive.reader, self.map, self.ident)
+        if drive.local is not None:
+            content = drive.local.content(self, content)
+        return TracedSource(content, lambda: drive.recorder(self))
 
     def quiet(self) -> BlockSource:
         """The raw disk for who reads what is inside: it fetches what is asked for and nothing beside (but see
         `extents.Prefetching`), and reading it starts no completion."""
         drive = self._opened.drive
         stored = StoredSource(drive.reader, self.map, self.ident, ahead=False)
-        return stored if drive.local is None else drive.local.content(self, stored, starts=False)
+        if drive.local is None:
+            return stored
+        drive.local.opening(self)  # a finished copy is used from the start
+        return drive.local.content(self, stored, starts=False)
 
     @cached_property
     def inside(self) -> Inside:
@@ -129,7 +137,11 @@ class StoredDisk:
 
     def _shown(self, source: BlockSource, format: str) -> BlockSource:
         local = self._opened.drive.local
-        return source if local is None else _Shown(source, lambda: local.path(self, format))
+        source = Watched(source, format, lambda: self._opened.drive.boots(self))
+        if local is None:
+            return source
+        local.opening(self)
+        return _Shown(source, lambda: local.path(self, format))
 
 
 class _Shown:

@@ -73,7 +73,7 @@ class MutantVolume(Volume):
     def forget(self) -> None:
         """Know nothing, and have its parser know nothing."""
         self._folders.clear()
-        self._kept, self._about = 0, None
+        self._about = None
         self._children.call(self, "forget")
 
 

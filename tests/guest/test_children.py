@@ -19,7 +19,7 @@ from cloudmount.errors import CloudMountError, StoreTimeoutError, UnreadableInpu
 from cloudmount.extents import BlockSource
 from cloudmount.guest import children as processes
 from cloudmount.guest.children import Children
-from cloudmount.guest.volume import Volume
+from cloudmount.guest.volume import KeptFolders, Volume
 from tests.guest.images import MIB, make_ext
 from tests.mounts.mounting import outside, within
 from tests.trees.memory_tree import Watched
@@ -283,6 +283,19 @@ def test_bounded_and_right_from_many_threads(pool: Callable[..., Children], imag
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(work, range(60)))
     assert 2 <= most <= 3
+    for opened in volumes:
+        opened.close()
+
+
+def test_folders_kept_are_bounded(pool: Callable[..., Children], image: Path) -> None:
+    kept, children = KeptFolders(30), pool()
+    volumes = [Volume(children, RawDisk(image), "ext4", str(n), kept) for n in range(3)]
+    for opened in [*volumes, volumes[0]]:
+        assert len(opened.folder((), opened.root)) == 21
+        assert kept.get(opened, opened.root) is not None, "the last one is kept, however large"
+        assert sum(kept.get(v, v.root) is not None for v in volumes) == 1
+    kept.clear()
+    assert kept.get(volumes[0], volumes[0].root) is None
     for opened in volumes:
         opened.close()
 
