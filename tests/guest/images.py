@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -103,6 +104,22 @@ def fragment(folder: Path, rng: random.Random, pieces: int = 400) -> None:
             os.fsync(one.fileno())
             two.write(rng.randbytes(rng.randrange(1, 9000)))
             os.fsync(two.fileno())
+
+
+def in_pieces(folder: Path, size: int, rng: random.Random) -> bytes:
+    """A file `pieces` of `size` bytes in a full volume whose every second cluster was freed; its content."""
+    full = folder / "full"
+    full.mkdir()
+    count = 0
+    with contextlib.suppress(OSError):
+        while True:
+            (full / f"{count:06d}").write_bytes(rng.randbytes(4096))
+            count += 1
+    for n in range(0, count, 2):
+        (full / f"{n:06d}").unlink(missing_ok=True)
+    content = rng.randbytes(size)
+    (folder / "pieces").write_bytes(content)
+    return content
 
 
 def comb(path: Path, block: int, teeth: int = 3000) -> None:

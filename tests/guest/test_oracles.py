@@ -21,6 +21,7 @@ from tests.guest.images import (
     comb,
     fill,
     fragment,
+    in_pieces,
     make_ext,
     make_fat,
     make_ntfs,
@@ -73,6 +74,23 @@ def test_ntfs(tmp_path: Path, children: Children, sector: int, cluster: int) -> 
     volume = opened(children, image)
     assert volume.label == "DATA"
     compare(ours(volume), expected)
+    volume.close()
+
+
+def test_ntfs_in_many_pieces(tmp_path: Path, children: Children) -> None:
+    """A file here and there on a volume that was full."""
+    image = make_ntfs(tmp_path / "n.img", 24 * MIB)
+    with ntfs_mounted(image, tmp_path / "at") as at:
+        content = in_pieces(at, 5 * MIB, random.Random(1))
+        expected = theirs(at)
+    volume = opened(children, image)
+    compare(ours(volume), expected)
+    entry = volume.lookup((), volume.root, "pieces")
+    assert entry is not None
+    places = volume.places(entry)
+    assert len(places) > 100
+    raw = image.read_bytes()
+    assert b"".join(raw[p.at : p.at + p.length] for p in places)[: len(content)] == content
     volume.close()
 
 
