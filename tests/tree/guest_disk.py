@@ -34,9 +34,9 @@ def guest_disk(
     )
     images.append((RESERVED, "Microsoft reserved partition", _plain(folder / "msr.img", 1)))
     images.append(
-        (LINUX, "ignored", make_ext(folder / "root.img", 30 * MIB, folder / "root", "ext4", "-b", "4096"))
+        (LINUX, "ignored", make_ext(folder / "root.img", 16 * MIB, folder / "root", "ext4", "-b", "4096"))
     )
-    ntfs = make_ntfs(folder / "data.img", 60 * MIB, sector=sector, label="A/B: DATA")
+    ntfs = make_ntfs(folder / "data.img", 24 * MIB, sector=sector, label="A/B: DATA")
     with ntfs_mounted(ntfs, folder / "at") as at:
         shutil.copytree(folder / "data", at, dirs_exist_ok=True)
         os.link(at / "large.bin", at / "empty" / "same")
@@ -54,8 +54,11 @@ def guest_disk(
     disk = write_gpt(folder / "disk.img", (at_sector * sector) + MIB, parts, sector=sector)
     with disk.open("r+b") as f:
         for (_, first, _, _), (_, _, image) in zip(parts, images, strict=True):
-            f.seek(first * sector)
-            f.write(image.read_bytes())
+            content = image.read_bytes()
+            for at_byte in range(0, len(content), MIB):
+                if any(content[at_byte : at_byte + MIB]):
+                    f.seek(first * sector + at_byte)
+                    f.write(content[at_byte : at_byte + MIB])
     made = {"1-EFI": folder / "efi", "3-root": folder / "root", "4-A_B_ DATA": folder / "data"}
     return disk, made
 

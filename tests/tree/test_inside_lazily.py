@@ -58,9 +58,9 @@ def test_a_copied_file_costs_its_own_bytes(tmp_path: Path, kind: str) -> None:
     if kind == "ntfs":
         make_ntfs(image, 4 << 30)
         with ntfs_mounted(image, tmp_path / "at") as at:
-            content = fill(at, 3000)
+            content = fill(at, 1500)
     else:
-        content = fill(tmp_path / "source", 3000)
+        content = fill(tmp_path / "source", 1500)
         make_ext(image, 400 * MIB, tmp_path / "source")
     lab = Lab(tmp_path / "lab", geometry=Geometry())
     lab.backup(image)
