@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cloudmount.tree.drive import Drive
 
 MOST_CACHE = 10 << 30
+KEEP_SECONDS = 1.0
+"""How long a command that ends lets what it read reach the disk cache."""
 METADATA_CACHE_BYTES = 256 << 20
 """The cache of commands that read maps and snapshots only."""
 
@@ -60,6 +62,7 @@ def looking_inside(repository: Repository, environ: Mapping[str, str] = os.envir
         yield drive
     finally:
         drive.close()
+        reader.settle(KEEP_SECONDS)
         reader.close()
 
 
