@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from cloudmount.extents import BlockSource
 
@@ -71,3 +71,35 @@ class Link(Node, Protocol):
 
     def target(self) -> str:
         """What it points to, as stored."""
+
+
+@runtime_checkable
+class Unreadable(Protocol):
+    """What a node that can't be read may say beside."""
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why its content can't be read, None when it can; cheap."""
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """What a file may tell beside: what it takes in the store."""
+
+    def stored_bytes(self) -> int:
+        """Bytes that reading all of it fetches at most, about; from maps alone, no content is read."""
+
+
+def is_dir(node: Node) -> TypeGuard[Dir]:
+    """Whether it is a folder."""
+    return node.attr().kind is Kind.DIR
+
+
+def is_file(node: Node) -> TypeGuard[File]:
+    """Whether it is a regular file."""
+    return node.attr().kind is Kind.FILE
+
+
+def is_link(node: Node) -> TypeGuard[Link]:
+    """Whether it is a symbolic link."""
+    return node.attr().kind is Kind.LINK

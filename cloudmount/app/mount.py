@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudmount.app.hydrations import announced
-from cloudmount.app.opening import disk_cache
-from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
+from cloudmount.app.opening import default_cache_bytes, disk_cache, frames_folder
+from cloudmount.app.places import connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.retrying import TRANSFER
 from cloudmount.mounts.driver import DriveOptions, Driver, Space
@@ -24,22 +23,12 @@ from cloudmount.repo.repository import Repository
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
-GIB = 1 << 30
-MOST_CACHE = 10 * GIB
 WORKERS = 8
 
 
 def log_file(environ: Mapping[str, str] = os.environ) -> Path:
     """What drives in the background write to."""
     return state_folder(environ) / "mount.log"
-
-
-def default_cache_bytes(folder: Path) -> int:
-    """10 GiB, or a quarter of what is free where the cache lies."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
 
 
 def _driver(name: str | None) -> tuple[str, Driver]:
@@ -83,7 +72,7 @@ def mount(
         connections=WORKERS + 2 + (REQUESTS if hydrate_to is not None else 0),
     )
     repository = Repository.open(store, passphrase, tell=tell)
-    folder = cache_dir or cache_folder(environ) / repository.config.repo_id / "frames"
+    folder = cache_dir or frames_folder(repository, environ)
     limit = cache_bytes if cache_bytes is not None else default_cache_bytes(folder)
     repository.cache = disk_cache(folder, limit, tell)
     reader = FrameReader(repository, cache=repository.cache, io_timeout=io_timeout, workers=WORKERS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cloudmount.errors import NoRepositoryError, TargetExistsError
 from cloudmount.repo.repository import Repository, SealedCache
 
 GIB = 1 << 30
+MOST_CACHE = 10 * GIB
 METADATA_CACHE_BYTES = 256 << 20
 """The cache of commands that read maps and snapshots only."""
 
@@ -26,6 +28,19 @@ def disk_cache(folder: Path, limit: int, tell: Callable[[str], None]) -> SealedC
     from cloudmount.reader.diskcache import DiskCache
 
     return DiskCache(os.fspath(folder), limit, tell)
+
+
+def frames_folder(repository: Repository, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where drives and commands keep the sealed frames they read."""
+    return cache_folder(environ) / repository.config.repo_id / "frames"
+
+
+def default_cache_bytes(folder: Path) -> int:
+    """10 GiB, or a quarter of what is free where the cache lies."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
 
 
 def check_there(address: str, environ: Mapping[str, str] = os.environ) -> None:

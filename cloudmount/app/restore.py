@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloudmount.app.restoredisk import FORMATS, restore_disk
-from cloudmount.app.restorefiles import UNNAMEABLE, FileRestore
+from cloudmount.app.restorefiles import FileRestore
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.app.select import Selected
+from cloudmount.app.unnameable import UNNAMEABLE
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import (
     CloudMountError,
@@ -92,6 +93,8 @@ def _plan(opened: OpenedSnapshot, path: str, format: str | None) -> _Plan:
     if path == MACHINE_JSON and found is None:
         return _Plan([], [], True, opened.machine_json())
     if path and found is None:
+        if any(path.startswith(f"{disk.path}/") for disk in opened.disks):
+            raise UsageError(f"{path!r} lies inside a disk: 'cloudmount cp' copies from there")
         raise NotFoundError(f"the snapshot has no {path!r}; 'cloudmount ls' shows what it has")
     if found is not None and found[1].type != "dir":
         return _Plan([], [(*found, found[1].name)], True)

@@ -15,19 +15,25 @@ from cloudmount.cli.output import table, time_text
 @click.argument("what", metavar="SNAPSHOT[:PATH]")
 def command(common: Common, what: str) -> None:
     """List a snapshot's folder, as on the drive."""
+    from cloudmount.app.browsing import browsing
     from cloudmount.app.ls import ls
     from cloudmount.app.select import select
 
     repository = common.open_repository()
+    selected = select(repository, what, os.environ)
+    with browsing(repository) as drive:
+        listed = ls(drive, selected)
     value = []
     rows = []
-    for entry in ls(repository, select(repository, what, os.environ)):
+    for entry in listed:
         time = time_text(entry.mtime_ns)
         line = {"name": entry.name, "type": entry.type, "size": entry.size, "mtime": time}
         if entry.original is not None:
             line["original"] = entry.original
         if entry.target is not None:
             line["target"] = entry.target
+        if entry.unreadable is not None:
+            line["unreadable"] = entry.unreadable
         value.append(line)
         size = str(entry.size) if entry.type == "file" else "-"
         shown = entry.name + ("/" if entry.type == "dir" else "")

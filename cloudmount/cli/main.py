@@ -38,6 +38,7 @@ COMMANDS = (
     "show",
     "ls",
     "restore",
+    "cp",
     "check",
     "mount",
     "umount",

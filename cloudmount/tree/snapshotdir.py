@@ -255,6 +255,16 @@ class StoredFile:
         at = (self._opened.snapshot.id, self.entry.hardlink or self.entry.path)
         return StoredSource(self._opened.drive.reader, content, at)
 
+    def stored_bytes(self) -> int:
+        """As `nodes.Stored` demands."""
+        if self.entry.type != "file":
+            return 0
+        content = self._opened.listing.content(self._number, self.entry)
+        if isinstance(content, StreamMap):
+            return content.root.sealed
+        frames = range(-(-content.size // content.frame_bytes))
+        return sum(at.length for n in frames if (at := content.locate(n)) is not None)
+
 
 class StoredLink:
     """A symbolic link."""
@@ -272,14 +282,20 @@ class StoredLink:
 class MadeFile:
     """A file that is made from something else: a container, or `machine.json`."""
 
-    def __init__(self, attr: Attr, source: Callable[[], BlockSource], note: str = "") -> None:
-        self._attr, self._source, self.note = attr, source, note
+    def __init__(
+        self, attr: Attr, source: Callable[[], BlockSource], note: str = "", stored: int = 0
+    ) -> None:
+        self._attr, self._source, self.note, self._stored = attr, source, note, stored
 
     def attr(self) -> Attr:
         return self._attr
 
     def open(self) -> BlockSource:
         return self._source()
+
+    def stored_bytes(self) -> int:
+        """As `nodes.Stored` demands."""
+        return self._stored
 
 
 def _json_file(opened: OpenedSnapshot) -> MadeFile:
@@ -299,7 +315,9 @@ def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str,
         note += ", which changed while it was read"
     size = disk.vhdx_bytes()
     if size is not None:
-        yield f"{disk.name}.vhdx", MadeFile(attr(f"{disk.name}.vhdx", size, size), disk.shown_vhdx, note)
+        shown = attr(f"{disk.name}.vhdx", size, size)
+        yield f"{disk.name}.vhdx", MadeFile(shown, disk.shown_vhdx, note, disk.root.sealed)
     raw = int(disk.summary["size"])
     stored = min(raw, disk.blocks * BLOCK_BYTES)
-    yield f"{disk.name}.img", MadeFile(attr(f"{disk.name}.img", raw, stored), disk.shown_raw, note)
+    shown = attr(f"{disk.name}.img", raw, stored)
+    yield f"{disk.name}.img", MadeFile(shown, disk.shown_raw, note, disk.root.sealed)

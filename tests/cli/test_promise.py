@@ -25,6 +25,7 @@ OPTIONS = {
     "show": STORE | OUTPUT,
     "ls": STORE | OUTPUT,
     "restore": STORE | OUTPUT | MOVES | {"--format"},
+    "cp": STORE | OUTPUT | MOVES | {"--only"},
     "check": STORE | OUTPUT | MOVES | {"--read-data"},
     "mount": STORE | OUTPUT | MOVES
     | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--daemon",
