@@ -90,6 +90,17 @@ class Stored(Protocol):
         """Bytes that reading all of it fetches at most, about; from maps alone, no content is read."""
 
 
+@runtime_checkable
+class Identified(Protocol):
+    """What a file may tell beside: what its content is known by."""
+
+    def content(self) -> str | None:
+        """Equal for equal contents only, from maps and metadata alone; None when only reading can tell.
+
+        Those of 32 hex digits are different for different contents too.
+        """
+
+
 def is_dir(node: Node) -> TypeGuard[Dir]:
     """Whether it is a folder."""
     return node.attr().kind is Kind.DIR

@@ -39,6 +39,8 @@ COMMANDS = (
     "ls",
     "restore",
     "cp",
+    "find",
+    "versions",
     "check",
     "mount",
     "umount",

@@ -265,6 +265,13 @@ class StoredFile:
         frames = range(-(-content.size // content.frame_bytes))
         return sum(at.length for n in frames if (at := content.locate(n)) is not None)
 
+    def content(self) -> str | None:
+        """As `nodes.Identified` demands."""
+        if self.entry.hardlink is None:
+            return self.entry.content
+        found = self._opened.listing.lookup(self.entry.hardlink)
+        return found[1].content if found is not None else None
+
 
 class StoredLink:
     """A symbolic link."""
@@ -283,9 +290,15 @@ class MadeFile:
     """A file that is made from something else: a container, or `machine.json`."""
 
     def __init__(
-        self, attr: Attr, source: Callable[[], BlockSource], note: str = "", stored: int = 0
+        self,
+        attr: Attr,
+        source: Callable[[], BlockSource],
+        note: str = "",
+        stored: int = 0,
+        content: str | None = None,
     ) -> None:
-        self._attr, self._source, self.note, self._stored = attr, source, note, stored
+        self._attr, self._source, self.note = attr, source, note
+        self._stored, self._content = stored, content
 
     def attr(self) -> Attr:
         return self._attr
@@ -296,6 +309,10 @@ class MadeFile:
     def stored_bytes(self) -> int:
         """As `nodes.Stored` demands."""
         return self._stored
+
+    def content(self) -> str | None:
+        """As `nodes.Identified` demands; of a disk's container that of the disk."""
+        return self._content
 
 
 def _json_file(opened: OpenedSnapshot) -> MadeFile:
@@ -313,11 +330,11 @@ def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str,
     note = f"the disk {disk.summary['original']}"
     if not disk.summary["consistent"]:
         note += ", which changed while it was read"
+    stored, content = disk.root.sealed, str(disk.summary["content"])
     size = disk.vhdx_bytes()
     if size is not None:
         shown = attr(f"{disk.name}.vhdx", size, size)
-        yield f"{disk.name}.vhdx", MadeFile(shown, disk.shown_vhdx, note, disk.root.sealed)
+        yield f"{disk.name}.vhdx", MadeFile(shown, disk.shown_vhdx, note, stored, content)
     raw = int(disk.summary["size"])
-    stored = min(raw, disk.blocks * BLOCK_BYTES)
-    shown = attr(f"{disk.name}.img", raw, stored)
-    yield f"{disk.name}.img", MadeFile(shown, disk.shown_raw, note, disk.root.sealed)
+    shown = attr(f"{disk.name}.img", raw, min(raw, disk.blocks * BLOCK_BYTES))
+    yield f"{disk.name}.img", MadeFile(shown, disk.shown_raw, note, stored, content)
