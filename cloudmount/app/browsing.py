@@ -24,7 +24,7 @@ from cloudmount.repo.snapshots import Snapshot
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.snapshotdir import SnapshotDir
 
-WORKERS = 8
+WORKERS = 16
 
 
 @contextlib.contextmanager

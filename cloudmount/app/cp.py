@@ -35,7 +35,7 @@ from cloudmount.nodes import Attr, Dir, File, Link
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.snapshotdir import OpenedSnapshot
 
-THREADS = 8
+THREADS = 16
 CHUNK = 1 << 20
 HOLE = 64 << 10
 """Zeros of this length at a multiple of it are not written."""

@@ -187,11 +187,11 @@ class _NoZeros(Zeros):
 
 
 def test_many_small_files_are_read_at_once(tmp_path: Path) -> None:
-    """Each waits for the others: eight at a time, or it would not end."""
-    together = threading.Barrier(8, timeout=20)
-    files = {f"{n}": MemoryFile(Watched(Pattern(10), lambda *_: together.wait() and None)) for n in range(16)}
+    """Each waits for the others: 16 at a time, or it would not end."""
+    together = threading.Barrier(16, timeout=20)
+    files = {f"{n}": MemoryFile(Watched(Pattern(10), lambda *_: together.wait() and None)) for n in range(32)}
     progress, skipped = copy(MemoryDir({"d": MemoryDir({**files})}), "d", tmp_path)
-    assert progress.files == 16 and not skipped
+    assert progress.files == 32 and not skipped
 
 
 def test_a_new_file_leaves_somebody_elses_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
