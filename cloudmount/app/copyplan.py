@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from cloudmount.errors import CloudMountError, NotFoundError, StoreError, Target
 from cloudmount.nodes import Dir, File, Link, Node, Stored, is_dir, is_file, is_link
 from cloudmount.tree.snapshotdir import StoredDisk, StoredFile
 
+MEASURING_SECONDS = 2.0
+"""How long maps are asked what files take; sizes must do for the rest."""
 N = TypeVar("N", bound=Node)
 
 
@@ -95,9 +98,10 @@ def plan_copy(
                 "(--only leaves that out)"
             )
     _check_free(plan)
+    until = time.monotonic() + MEASURING_SECONDS
     for file in plan.files:
         plan.bytes += file.node.attr().size
-        plan.to_fetch += _to_fetch(file.node)
+        plan.to_fetch += _to_fetch(file.node, time.monotonic() < until)
     return plan
 
 
@@ -176,9 +180,10 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-def _to_fetch(file: File) -> int:
+def _to_fetch(file: File, measured: bool) -> int:
+    """What it takes, by its map where that is to be `measured`, else by its size."""
     attr = file.attr()
-    if isinstance(file, Stored):
+    if measured and isinstance(file, Stored):
         try:
             return file.stored_bytes()
         except StoreError:

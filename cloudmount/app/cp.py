@@ -31,9 +31,9 @@ from cloudmount.app.select import Selected
 from cloudmount.app.unnameable import UNNAMEABLE, Unnameable
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import CloudMountError, NoRoomError, StoreError, TargetExistsError, UsageError
-from cloudmount.nodes import Attr, Dir, File, Link
+from cloudmount.nodes import Dir, File, Link, Node
 from cloudmount.tree.drive import Drive
-from cloudmount.tree.snapshotdir import OpenedSnapshot
+from cloudmount.tree.snapshotdir import MadeFile, OpenedSnapshot
 
 THREADS = 16
 CHUNK = 1 << 20
@@ -127,6 +127,8 @@ class _Copying:
         self._single = len(plan.files) == 1 and not plan.folders
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
         self._skipped: list[tuple[str, str]] = []
 
     @property
@@ -144,8 +146,7 @@ class _Copying:
             if not self._names.nowhere(link.target):
                 self._names.made(link.target, functools.partial(self._link, link))
         for folder in reversed(self._made):
-            attr = folder.node.attr()
-            _keep(attr, folder.target)
+            _keep(folder.node, folder.target, 0o777 & ~self._umask)
 
     def _folder(self, folder: Placed[Dir]) -> None:
         with contextlib.suppress(FileExistsError):
@@ -163,7 +164,7 @@ class _Copying:
                 raise
             self._skip(link.path, f"{link.target}: not made: {error.strerror}")
             return
-        _keep(link.node.attr(), link.target)
+        _keep(link.node, link.target, 0o777)
 
     def _skip(self, path: str, why: str) -> None:
         with self._lock:
@@ -244,7 +245,9 @@ class _Copying:
                         written[0] += length
                         with self._lock:
                             self._progress.done_bytes += length
-                _keep(file.node.attr(), new.fd)
+                # A disk holds secrets: its copy is for its owner, as restored ones are.
+                disk = isinstance(file.node, MadeFile)
+                _keep(file.node, new.fd, 0o600 if disk else 0o666 & ~self._umask)
                 if self._stopped.is_set():
                     raise _Stopped
                 new.name()
@@ -268,17 +271,21 @@ def _write_sparse(fd: int, data: bytes, at: int) -> None:
         write_all(fd, data[begin:], at + begin)
 
 
-def _keep(attr: Attr, place: Path | int) -> None:
-    """Give what lies at `place` the times, mode and, for root, owner of `attr`, as far as it can."""
+def _keep(node: Node, place: Path | int, without_owner: int) -> None:
+    """Give what lies at `place` the times, mode and, for root, owner of `node`, as far as it can. What has no
+    owner (Windows' rights mean nothing here, the drive's own files are read-only) gets `without_owner`."""
+    attr = node.attr()
     link = isinstance(place, Path) and place.is_symlink()
-    mode = attr.mode & 0o777
+    mode = without_owner
     with contextlib.suppress(PermissionError):  # vfat has no owners, and few modes
-        if os.geteuid() == 0 and attr.uid is not None and attr.gid is not None:
-            if isinstance(place, int):
-                os.fchown(place, attr.uid, attr.gid)
-            else:
-                os.chown(place, attr.uid, attr.gid, follow_symlinks=False)
-            mode = attr.mode & 0o7777
+        if attr.uid is not None and attr.gid is not None:
+            mode = attr.mode & 0o777
+            if os.geteuid() == 0:
+                if isinstance(place, int):
+                    os.fchown(place, attr.uid, attr.gid)
+                else:
+                    os.chown(place, attr.uid, attr.gid, follow_symlinks=False)
+                mode = attr.mode & 0o7777
     times = (attr.mtime_ns, attr.mtime_ns)
     if link:
         os.utime(place, ns=times, follow_symlinks=False)

@@ -26,6 +26,8 @@ from cloudmount.repo.snapshots import Snapshot
 from cloudmount.tree.drive import Drive
 
 THREADS = 4
+RESIDENT = 1024
+"""Bytes of files that lie in their file system's own tables: they were read with what tells of them."""
 CANONICAL = 32
 """Length of a content's name that is another's for another content, always."""
 
@@ -96,7 +98,8 @@ def _version(drive: Drive, snapshot: Snapshot, folder: str, path: str, read: boo
     attr = found.node.attr()
     size = 0 if attr.kind is Kind.DIR else attr.size
     content = _content(found.node)
-    if read and is_file(found.node) and (content is None or len(content) != CANONICAL):
+    small = content is None and size <= RESIDENT
+    if is_file(found.node) and (small or (read and (content is None or len(content) != CANONICAL))):
         content = _read(drive.repository, found.node)
     return Version(snapshot, folder, attr.kind.value, size, attr.mtime_ns, content)
 

@@ -75,6 +75,7 @@ def test_a_folder_with_all_that_is_in_it(books: Console, tmp_path: Path) -> None
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    assert (new / "vm.vhdx").stat().st_mode & 0o777 == 0o600
     assert (new / "vm.vhdx").stat().st_blocks * 512 < 8 << 20
 
 
