@@ -1,43 +1,22 @@
-"""Looking into snapshots without a mount: the tree, with what reads contents.
+"""Looking for things in a snapshot's tree.
 
-Decided here and only here: that commands share the drive's cache of frames (so looking at yesterday after
-today costs only the difference), wait out outages, and how a PATH finds its node: exactly; what else may
-have been meant is said. Safe on any thread.
+Decided here and only here: how a PATH finds its node: exactly (inside disks by their file systems' rules for
+case); what else may have been meant is said; and how folders are walked that may be damaged. Safe on any
+thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cloudmount.app.opening import default_cache_bytes, disk_cache, frames_folder
 from cloudmount.app.select import Selected
-from cloudmount.blobs.retrying import TRANSFER
 from cloudmount.errors import CloudMountError, DamagedError, NotFoundError, StoreError
 from cloudmount.nodes import Dir, Node, is_dir, is_link
-from cloudmount.reader.stored import FrameReader
-from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.snapshotdir import SnapshotDir
-
-WORKERS = 16
-
-
-@contextlib.contextmanager
-def browsing(repository: Repository, environ: Mapping[str, str] = os.environ) -> Iterator[Drive]:
-    """The drive of a repository, while the block runs."""
-    folder = frames_folder(repository, environ)
-    cache = disk_cache(folder, default_cache_bytes(folder), repository.warn)
-    assert TRANSFER.total is not None
-    reader = FrameReader(repository, cache=cache, io_timeout=TRANSFER.total, workers=WORKERS)
-    try:
-        yield Drive(repository, reader)
-    finally:
-        reader.close()
 
 
 @dataclass(frozen=True, slots=True)

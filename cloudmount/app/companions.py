@@ -67,6 +67,8 @@ def companions(name: str, names: Iterable[str]) -> tuple[str, list[str]]:
 
 def renamed(companion: str, name: str, new: str) -> str:
     """What a companion of `name` is called when `name` becomes `new`."""
+    if new == name:
+        return companion
     if companion[: len(name)].casefold() == name.casefold():
         return new + companion[len(name) :]
     stem = name.rpartition(".")[0]

@@ -33,7 +33,8 @@ from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import CloudMountError, NoRoomError, StoreError, TargetExistsError, UsageError
 from cloudmount.nodes import Dir, File, Link, Node
 from cloudmount.tree.drive import Drive
-from cloudmount.tree.snapshotdir import MadeFile, OpenedSnapshot
+from cloudmount.tree.inside import MadeFile
+from cloudmount.tree.snapshotdir import OpenedSnapshot
 
 THREADS = 16
 CHUNK = 1 << 20

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from cloudmount.app.browsing import find_path, top_of
 from cloudmount.app.select import Selected
+from cloudmount.backup.naming import disk_names
 from cloudmount.nodes import Kind, Node, Unreadable, is_dir, is_link
 from cloudmount.tree.drive import Drive
-from cloudmount.tree.snapshotdir import MadeFile, SnapshotDir, StoredFile
+from cloudmount.tree.inside import DiskDir, GuestDir, MadeDir, MadeFile
+from cloudmount.tree.snapshotdir import SnapshotDir, StoredFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,9 @@ def ls(drive: Drive, selected: Selected) -> list[Listed]:
 
 
 def _images(top: SnapshotDir, folder: str) -> dict[str, str]:
-    """The image that each disk file in `folder` came from."""
+    """The image that what shows a disk in `folder` came from."""
     disks = [d for d in top.opened.disks if d.folder == folder]
-    return {f"{d.name}.{ending}": d.summary["original"] for d in disks for ending in ("vhdx", "img")}
+    return {n: d.summary["original"] for d in disks for n in disk_names(d.name)}
 
 
 def _listed(name: str, node: Node, images: dict[str, str]) -> Listed:
@@ -63,6 +65,10 @@ def _listed(name: str, node: Node, images: dict[str, str]) -> Listed:
             note = f"a {node.entry.type}"
     elif isinstance(node, SnapshotDir):
         original = node.original
+    elif isinstance(node, DiskDir):
+        note, original = node.note, images.get(name)
+    elif isinstance(node, MadeDir | GuestDir):
+        note = node.note
     elif isinstance(node, MadeFile):
         note = node.note
         if images.get(name, name) != name:

@@ -79,6 +79,7 @@ def mount(
     drive = Drive(repository, reader, Sightings(repository, environ).saw)
     with contextlib.ExitStack() as ending:
         ending.callback(reader.close)
+        ending.callback(drive.close)
         if hydrate_to is not None:
             hydrator = Hydrator(Path(os.path.abspath(hydrate_to)), drive, reader, tell)
             drive.local = hydrator

@@ -29,8 +29,8 @@ def command(common: Common, only: bool, what: str, target: str) -> int:
     overwritten. Files that are of no use alone come with their companions: a QuickBooks .QBW with its .TLG,
     .ND and .DSN.
     """
-    from cloudmount.app.browsing import browsing
     from cloudmount.app.cp import CopyProgress, copy
+    from cloudmount.app.opening import looking_inside
     from cloudmount.app.select import select
 
     out = common.out
@@ -46,7 +46,7 @@ def command(common: Common, only: bool, what: str, target: str) -> int:
             f"{size_text(plan.to_fetch)} will come down"
         )
 
-    with browsing(repository) as drive:
+    with looking_inside(repository) as drive:
         with out.progress(lambda: Moment(progress.done_bytes, progress.total_bytes, progress.current)):
             result = copy(
                 drive, selected, Path(target), slash=target.endswith("/"), only=only,

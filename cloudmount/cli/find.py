@@ -24,8 +24,9 @@ def command(common: Common, what: str, pattern: str) -> int:
     PATTERN is a shell's, such as '*.qbw', and held against names; with a '/' in it, against whole paths.
     Capitals don't count. What is found can be given to 'cloudmount cp'.
     """
-    from cloudmount.app.browsing import browsing, find_path
+    from cloudmount.app.browsing import find_path
     from cloudmount.app.find import Pattern, find
+    from cloudmount.app.opening import looking_inside
     from cloudmount.app.select import select
 
     out = common.out
@@ -40,7 +41,7 @@ def command(common: Common, what: str, pattern: str) -> int:
         out.warn(f"{path}: not looked into: {error}")
 
     found = 0
-    with browsing(repository) as drive:
+    with looking_inside(repository) as drive:
         for match in find(find_path(drive, selected), wanted, failed):
             found += 1
             time = time_text(match.mtime_ns)

@@ -14,14 +14,14 @@ from cloudmount.cli.output import table, time_text
 @repository_options()
 @click.argument("what", metavar="SNAPSHOT[:PATH]")
 def command(common: Common, what: str) -> None:
-    """List a snapshot's folder, as on the drive."""
-    from cloudmount.app.browsing import browsing
+    """List a snapshot's folder, or one inside a disk (srv:disk/3-DATA/Users), as on the drive."""
     from cloudmount.app.ls import ls
+    from cloudmount.app.opening import looking_inside
     from cloudmount.app.select import select
 
     repository = common.open_repository()
     selected = select(repository, what, os.environ)
-    with browsing(repository) as drive:
+    with looking_inside(repository) as drive:
         listed = ls(drive, selected)
     value = []
     rows = []

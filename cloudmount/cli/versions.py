@@ -22,7 +22,7 @@ def command(common: Common, read: bool, what: str) -> int:
 
     Snapshots without it are left out. Versions are told apart without reading them, where that can be.
     """
-    from cloudmount.app.browsing import browsing
+    from cloudmount.app.opening import looking_inside
     from cloudmount.app.versions import versions
 
     out = common.out
@@ -33,7 +33,7 @@ def command(common: Common, read: bool, what: str) -> int:
         missed.append(where)
         out.warn(f"{where}: not looked into: {error}")
 
-    with browsing(repository) as drive:
+    with looking_inside(repository) as drive:
         found = versions(drive, what, read=read, failed=failed)
     value = []
     rows = []

@@ -18,6 +18,7 @@ import cachetools
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
 from cloudmount.extents import BlockSource
+from cloudmount.guest.children import Children
 from cloudmount.nodes import Attr, Dir, Kind, Node
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.names import SnapshotKey, folders
@@ -46,8 +47,9 @@ def inode(*parts: str) -> int:
 class LocalContent(Protocol):
     """Gives disks from elsewhere than the store where it can."""
 
-    def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
-        """The raw disk; owns `stored`, which reads it from the store."""
+    def content(self, disk: StoredDisk, stored: BlockSource, *, starts: bool = True) -> BlockSource:
+        """The raw disk; owns `stored`, which reads it from the store. It is completed once it is read, unless
+        it `starts` nothing."""
 
     def path(self, disk: StoredDisk, format: str) -> str | None:
         """A file here that is the disk in `format` ("vhdx", "raw"), as `extents.LocalCopy` demands."""
@@ -70,6 +72,8 @@ class Drive:
         """What has disks on this machine; set before the drive is used."""
         self._reader = reader
         self.maps = MapCache(repository)
+        self.parsers = Children()
+        """What reads file systems inside disks."""
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
@@ -81,6 +85,10 @@ class Drive:
         """What reads contents."""
         assert self._reader is not None
         return self._reader
+
+    def close(self) -> None:
+        """End what reads inside disks. May be called twice."""
+        self.parsers.close()
 
     def attr(self) -> Attr:
         with self._lock:

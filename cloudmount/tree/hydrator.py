@@ -80,13 +80,13 @@ class Hydrator:
         self._thread = threading.Thread(target=self._run, name="cloudmount-hydrator", daemon=True)
         self._thread.start()
 
-    def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
-        """The disk, from its copy where that has it."""
+    def content(self, disk: StoredDisk, stored: BlockSource, *, starts: bool = True) -> BlockSource:
+        """The disk, from its copy where that has it; completed from its first read on if it `starts`."""
         with self._change:
             task = self._tasks.get(disk.ident)
             if task is None:
                 task = self._tasks[disk.ident] = _Task(disk, self._used)
-        return HydratingSource(stored, task.local)
+        return HydratingSource(stored, task.local, starts=starts)
 
     def path(self, disk: StoredDisk, format: str) -> str | None:
         """The finished copy in that form, once the disk was read through this drive."""

@@ -24,6 +24,7 @@ from cloudmount.repo.names import SnapshotKey
 from cloudmount.repo.snapshots import Snapshot, StreamRoot
 from cloudmount.repo.streams import StreamMap
 from cloudmount.repo.structures import BLOCK_BYTES
+from cloudmount.tree.inside import DiskDir, Inside, MadeFile
 
 if TYPE_CHECKING:
     from cloudmount.tree.drive import Drive
@@ -73,6 +74,22 @@ class StoredDisk:
         drive = self._opened.drive
         stored = StoredSource(drive.reader, self.map, self.ident)
         return stored if drive.local is None else drive.local.content(self, stored)
+
+    def quiet(self) -> BlockSource:
+        """The raw disk for who reads what is inside: it fetches what is asked for and nothing beside (but see
+        `extents.Prefetching`), and reading it starts no completion."""
+        drive = self._opened.drive
+        stored = StoredSource(drive.reader, self.map, self.ident, ahead=False)
+        return stored if drive.local is None else drive.local.content(self, stored, starts=False)
+
+    @cached_property
+    def inside(self) -> Inside:
+        """Its partitions."""
+        return Inside(self, self._opened)
+
+    def node(self) -> DiskDir:
+        """The folder of what is inside."""
+        return DiskDir(self, self._opened)
 
     @property
     def ident(self) -> tuple[str, str]:
@@ -197,7 +214,7 @@ class SnapshotDir:
             own[MACHINE_JSON] = _json_file(opened)
         for disk in opened.disks:
             if disk.folder == self._path:
-                own |= dict(_disk_files(opened, disk))
+                own |= dict(_disk_nodes(opened, disk))
         return own
 
     def lookup(self, name: str) -> Node | None:
@@ -286,35 +303,6 @@ class StoredLink:
         return self.entry.target or ""
 
 
-class MadeFile:
-    """A file that is made from something else: a container, or `machine.json`."""
-
-    def __init__(
-        self,
-        attr: Attr,
-        source: Callable[[], BlockSource],
-        note: str = "",
-        stored: int = 0,
-        content: str | None = None,
-    ) -> None:
-        self._attr, self._source, self.note = attr, source, note
-        self._stored, self._content = stored, content
-
-    def attr(self) -> Attr:
-        return self._attr
-
-    def open(self) -> BlockSource:
-        return self._source()
-
-    def stored_bytes(self) -> int:
-        """As `nodes.Stored` demands."""
-        return self._stored
-
-    def content(self) -> str | None:
-        """As `nodes.Identified` demands; of a disk's container that of the disk."""
-        return self._content
-
-
 def _json_file(opened: OpenedSnapshot) -> MadeFile:
     content = opened.machine_json()
     mtime = opened.snapshot.key.time * 10**9
@@ -322,7 +310,7 @@ def _json_file(opened: OpenedSnapshot) -> MadeFile:
     return MadeFile(attr, lambda: Bytes(content))
 
 
-def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str, MadeFile]]:
+def _disk_nodes(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str, Node]]:
     def attr(name: str, size: int, allocated: int) -> Attr:
         at = opened.inode(f"{disk.folder}/{name}" if disk.folder else name)
         return Attr(Kind.FILE, size, int(disk.summary["mtime_ns"]), 0o444, at, allocated=allocated)
@@ -338,3 +326,4 @@ def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str,
     raw = int(disk.summary["size"])
     shown = attr(f"{disk.name}.img", raw, min(raw, disk.blocks * BLOCK_BYTES))
     yield f"{disk.name}.img", MadeFile(shown, disk.shown_raw, note, stored, content)
+    yield disk.name, disk.node()

@@ -141,3 +141,4 @@ def test_companions_get_the_new_name_too() -> None:
     assert renamed("company.qbw.TLG", "Company.QBW", "old.qbw") == "old.qbw.TLG"
     assert renamed("COMPANY.tlg", "Company.QBW", "old.qbw") == "old.tlg"
     assert renamed("company.tlg", "Company.QBW", "old") == "old.tlg"
+    assert renamed("COMPANY.TLG", "Company.QBW", "Company.QBW") == "COMPANY.TLG"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from cloudmount.app.browsing import browsing, top_of
+from cloudmount.app.browsing import top_of
+from cloudmount.app.opening import looking_inside
 from cloudmount.app.versions import Version, digest_of, versions
 from cloudmount.backup.progress import BackupProgress
 from cloudmount.backup.run import BackupOptions, run_backup
@@ -39,7 +40,7 @@ def look(repository: Repository, tmp_path: Path, what: str) -> tuple[list[Versio
     """What `versions` tells, and its failures."""
     failures: list[CloudMountError] = []
     environ = {"XDG_CACHE_HOME": str(tmp_path / "c"), "XDG_STATE_HOME": str(tmp_path / "s")}
-    with browsing(repository, environ) as drive:
+    with looking_inside(repository, environ) as drive:
         found = versions(drive, what, failed=lambda _, error: failures.append(error), environ=environ)
     return found, failures
 
@@ -52,7 +53,7 @@ def test_the_digest_of_what_is_read_is_that_of_the_backup(tmp_path: Path, conten
     )
     (tmp_path / "f").write_bytes(content)
     back_up(repository, tmp_path / "f")
-    with browsing(repository, {"XDG_CACHE_HOME": str(tmp_path / "c")}) as drive:
+    with looking_inside(repository, {"XDG_CACHE_HOME": str(tmp_path / "c")}) as drive:
         file = top_of(drive, repository.latest("srv")).lookup("f")
         assert isinstance(file, StoredFile)
         assert file.content() == digest_of(repository, Bytes(content)) == digest_of(repository, file.open())

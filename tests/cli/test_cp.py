@@ -88,14 +88,12 @@ def test_what_is_not_there_or_can_not_be_meant(books: Console, tmp_path: Path) -
     assert "did you mean 'books'?" in told("srv:Books/old/plan.txt", here, code=3)
     assert "a link to 'old/plan.txt', which is not followed" in told("srv:books/link/x", here, code=3)
     assert "'books/company.nd' is not a folder" in told("srv:books/company.nd/x", here, code=3)
-    assert "vm.img" in told("srv:books/vm", here, code=3)
     told("srv:books/*.QBW", here, code=3)  # globs are the shell's
     told("srv", here, code=2)
     told("srv:books/company.nd", str(tmp_path / "none" / "x"), code=3)
     told("srv:books/company.nd", here + "/", code=3)
     told("none:books", here, code=3)
     assert not os.path.lexists(here)
-    assert "'cloudmount cp'" in books.run("restore", "srv:books/vm/1-x/file", here, code=2).stderr
 
 
 def test_damage_costs_only_what_it_is_in(books: Console, tmp_path: Path) -> None:
