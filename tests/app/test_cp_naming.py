@@ -79,7 +79,7 @@ def copy(path: str, target: str) -> None:
     parts=st.lists(st.sampled_from(NAMES), max_size=3),
     slash=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_as_cp_r(tree: Tree, path: str, parts: list[str], slash: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)

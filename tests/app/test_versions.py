@@ -46,7 +46,7 @@ def look(repository: Repository, tmp_path: Path, what: str) -> tuple[list[Versio
 
 
 @given(content=contents())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_digest_of_what_is_read_is_that_of_the_backup(tmp_path: Path, content: bytes) -> None:
     repository = Repository.init(
         MemoryStore(prepared=False), "pw", new_phrase(), geometry=SMALL, cost=KdfCost(64, 1, 1)

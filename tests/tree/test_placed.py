@@ -54,7 +54,7 @@ def written(image: bytes, changes: list[tuple[int, bytes]]) -> bytes:
 
 
 @given(before=writes, after=writes, first=places, second=places, moved=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_equal_means_equal(
     before: list[tuple[int, bytes]],
     after: list[tuple[int, bytes]],
