@@ -272,7 +272,7 @@ def main() -> int:
             work = Path(place).resolve()
             with Azurite(work) as store:
                 line = Line(store)
-                told = prepare(list(ways.values()), line, work)
+                told = prepare(list(ways.values()), line, work, "files")
                 for number in range(given.repeat):
                     first = number % len(chosen)
                     for reader in [*chosen[first:], *chosen[:first]]:
