@@ -171,7 +171,7 @@ class Exported(Mounted):
         image.touch()
         was = image.stat().st_size
         server = f"driver=nbd,node-name=disk,read-only=on,server.type=unix,server.path={self._nbdkit.socket}"
-        command = [program("qemu-storage-daemon", "qemu-utils"), "--blockdev", server]
+        command = [program("qemu-storage-daemon", "qemu-system-common"), "--blockdev", server]
         command += ["--export", f"type=fuse,id=file,node-name=disk,mountpoint={image},writable=off"]
         serving = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
