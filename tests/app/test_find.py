@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cloudmount.app.browsing import Found
@@ -34,6 +34,7 @@ patterns = st.text(LETTERS + "*?", min_size=1, max_size=6)
 names = st.text(LETTERS, min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(patterns, st.lists(names, min_size=1, max_size=3))
 @example("*", ["a"])
 @example("?", ["é"])
@@ -43,6 +44,7 @@ def test_names(pattern: str, parts: list[str]) -> None:
         assert Pattern(pattern).matches(path) == slow(pattern, parts[-1])
 
 
+@settings(deadline=None)
 @given(st.lists(patterns, min_size=2, max_size=3), st.lists(names, min_size=1, max_size=3))
 def test_paths(pattern: list[str], parts: list[str]) -> None:
     whole = "/".join(pattern)
@@ -50,6 +52,7 @@ def test_paths(pattern: list[str], parts: list[str]) -> None:
     assert Pattern(f"/{whole}/").matches("/".join(parts)) == slow(whole, "/".join(parts))
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1).filter(lambda t: t.strip("/")), st.text())
 def test_anything_is_a_pattern_and_what_is_escaped_matches_itself(text: str, other: str) -> None:
     Pattern(text).matches(other)
