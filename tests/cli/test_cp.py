@@ -44,7 +44,8 @@ def test_a_company_file_brings_what_belongs_to_it(books: Console, tmp_path: Path
         assert (tmp_path / name).read_bytes() == (tmp_path / "books" / was).read_bytes()
     (tmp_path / "there").mkdir()
     value = books.json("cp", "srv/latest:books/Company.QBW", str(tmp_path / "there"), "--only", "--quiet")
-    assert (value["files"], value["bytes"], value["fetched_bytes"]) == (1, 3 << 20, 0)  # it is at hand
+    assert (value["files"], value["bytes"]) == (1, 3 << 20)
+    assert value["fetched_bytes"] < 2 << 20  # it is at hand, but for what was last: that may not be kept yet
     assert os.listdir(tmp_path / "there") == ["Company.QBW"]
     books.run("cp", "srv:books/Company.QBW", str(tmp_path / "there"), code=8)
     assert os.listdir(tmp_path / "there") == ["Company.QBW"]
