@@ -34,6 +34,7 @@ bench:
 	$(PY) benchmarks/backup.py $(ARGS)
 	$(PY) benchmarks/boot.py $(ARGS)
 	$(PY) benchmarks/replay.py
+	$(PY) benchmarks/files.py
 	$(PY) benchmarks/mount.py $(ARGS)
 
 # The long fault campaigns; the same SEED and COUNT give the same campaign.

@@ -88,7 +88,9 @@ class Line:
         return WanLink(target, rtt=rtt, down_mbit=down, up_mbit=up, listen=listen)
 
 
-def prepare(ways: Sequence[Way], line: Line, work: Path) -> dict[str, dict[str, float]]:
+def prepare(
+    ways: Sequence[Way], line: Line, work: Path, benchmark: str = "boot"
+) -> dict[str, dict[str, float]]:
     """Fill the store; what each way tells of it."""
     told: dict[str, dict[str, float]] = {}
     done: set[str] = set()
@@ -97,7 +99,9 @@ def prepare(ways: Sequence[Way], line: Line, work: Path) -> dict[str, dict[str, 
             for way in ways:
                 began = time.monotonic()
                 told[way.name] = way.prepare(work, done)
-                print(f"boot: {way.name}: prepared in {time.monotonic() - began:.0f} s", file=sys.stderr)
+                print(
+                    f"{benchmark}: {way.name}: prepared in {time.monotonic() - began:.0f} s", file=sys.stderr
+                )
     except OSError as error:
         raise BenchmarkError(
             f"port {LINK_PORT} of loopback, where the tools look for the emulated Azure: {error}"

@@ -131,10 +131,10 @@ class Cloudmount(Way):
         self.name = "cloudmount" if frame_kib is None else f"cloudmount {frame_kib} KiB"
         self.repository = f"azure://{self.name.lower().replace(' ', '-')}"
         self._frame_kib = frame_kib
-        self._program = cloudmount()
+        self.program = cloudmount()
 
     def version(self) -> str:
-        return version([self._program, "--version"])
+        return version([self.program, "--version"])
 
     def environ(self, folder: Path) -> dict[str, str]:
         """The environment of a user whose caches and state lie in `folder`."""
@@ -155,7 +155,7 @@ class Cloudmount(Way):
 
     def _init(self, environ: dict[str, str]) -> None:
         if self._frame_kib is None:
-            run([self._program, "init", "--json", "--quiet"], env=environ)
+            run([self.program, "init", "--json", "--quiet"], env=environ)
         else:
             script = Path(__file__).with_name("init_repository.py")
             command = [sys.executable, script, self.repository, "--frame-kib", str(self._frame_kib)]
@@ -165,7 +165,7 @@ class Cloudmount(Way):
         return {"backup seconds": self._backup(environ, self.image)}
 
     def _backup(self, environ: dict[str, str], image: Path) -> float:
-        return run([self._program, "backup", "--name", "server", image], env=environ).seconds
+        return run([self.program, "backup", "--name", "server", image], env=environ).seconds
 
     @contextlib.contextmanager
     def opened(self, folder: Path) -> Iterator[Disk]:
@@ -173,12 +173,12 @@ class Cloudmount(Way):
         drive.mkdir()
         disk = drive / "server" / "latest" / f"{self.image.stem}.vhdx"
         self._drive, self._environ = drive, self.environ(folder)
-        with self._served([self._program, "mount", str(drive)], self._environ, disk, drive):
+        with self._served([self.program, "mount", str(drive)], self._environ, disk, drive):
             yield Disk(str(disk))
 
     def _end(self) -> None:
         if self.failed() is None:
-            subprocess.run([self._program, "umount", self._drive], env=self._environ, check=False)
+            subprocess.run([self.program, "umount", self._drive], env=self._environ, check=False)
         super()._end()
         if not self.learns:
             with connect(self.repository, self._environ) as store:
@@ -262,6 +262,8 @@ class Nbdkit(Way):
     def __init__(self, image: Path, cached: bool) -> None:
         super().__init__(image)
         self.name = "nbdkit cache" if cached else "nbdkit"
+        self.socket = Path()
+        """Where the device is, while it is opened."""
         self._cached = cached
         self._program = program("nbdkit", "nbdkit")
         plugin = subprocess.run([self._program, "--dump-plugin", "curl"], capture_output=True, check=False)
@@ -278,7 +280,7 @@ class Nbdkit(Way):
 
     @contextlib.contextmanager
     def opened(self, folder: Path) -> Iterator[Disk]:
-        socket = folder / "nbd.sock"
+        socket = self.socket = folder / "nbd.sock"
         filters = ["--filter=cache"] if self._cached else []
         url = azurite.blob_url(PLAIN, self.image.name)
         command = [self._program, "--foreground", "--readonly", "--unix", str(socket), *filters, "curl", url]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from cloudmount.extents import BlockSource
 
@@ -71,3 +71,46 @@ class Link(Node, Protocol):
 
     def target(self) -> str:
         """What it points to, as stored."""
+
+
+@runtime_checkable
+class Unreadable(Protocol):
+    """What a node that can't be read may say beside."""
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why its content can't be read, None when it can; cheap."""
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """What a file may tell beside: what it takes in the store."""
+
+    def stored_bytes(self) -> int:
+        """Bytes that reading all of it fetches at most, about; from maps alone, no content is read."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """What a file may tell beside: what its content is known by."""
+
+    def content(self) -> str | None:
+        """Equal for equal contents only, from maps and metadata alone; None when only reading can tell.
+
+        Those of 32 hex digits are different for different contents too.
+        """
+
+
+def is_dir(node: Node) -> TypeGuard[Dir]:
+    """Whether it is a folder."""
+    return node.attr().kind is Kind.DIR
+
+
+def is_file(node: Node) -> TypeGuard[File]:
+    """Whether it is a regular file."""
+    return node.attr().kind is Kind.FILE
+
+
+def is_link(node: Node) -> TypeGuard[Link]:
+    """Whether it is a symbolic link."""
+    return node.attr().kind is Kind.LINK

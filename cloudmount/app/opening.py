@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST_CACHE = 10 << 30
 KEEP_SECONDS = 1.0
 """How long a command that ends lets what it read reach the disk cache."""
+WORKERS = 16
+"""Requests at once of commands that read contents."""
 METADATA_CACHE_BYTES = 256 << 20
 """The cache of commands that read maps and snapshots only."""
 
@@ -50,13 +52,17 @@ def frames_folder(repository: Repository, environ: Mapping[str, str] = os.enviro
 
 @contextlib.contextmanager
 def looking_inside(repository: Repository, environ: Mapping[str, str] = os.environ) -> Iterator[Drive]:
-    """The drive of a repository as a tree whose contents, those inside disks too, can be read."""
+    """The drive of a repository as a tree whose contents, those inside disks too, can be read.
+
+    It waits out outages, and shares the drive's cache: another snapshot of a machine costs the difference.
+    """
     from cloudmount.reader.stored import FrameReader
     from cloudmount.tree.drive import Drive
 
     folder = frames_folder(repository, environ)
     cache = disk_cache(folder, default_cache_bytes(folder), repository.warn)
-    reader = FrameReader(repository, cache=cache)
+    assert TRANSFER.total is not None
+    reader = FrameReader(repository, cache=cache, io_timeout=TRANSFER.total, workers=WORKERS)
     drive = Drive(repository, reader)
     try:
         yield drive

@@ -18,10 +18,11 @@ from typing import cast
 
 from cloudmount.app.opening import looking_inside
 from cloudmount.app.restoredisk import FORMATS, restore_disk
-from cloudmount.app.restorefiles import UNNAMEABLE, FileRestore
+from cloudmount.app.restorefiles import FileRestore
 from cloudmount.app.restoreinside import InsideRestore, outputs
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.app.select import Selected
+from cloudmount.app.unnameable import UNNAMEABLE
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import (
     CloudMountError,

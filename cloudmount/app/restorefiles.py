@@ -7,16 +7,16 @@ being root). Belongs to one thread.
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudmount.app.restoredisk import write_all
 from cloudmount.app.restorejournal import RestoreJournal
+from cloudmount.app.unnameable import Unnameable
 from cloudmount.errors import CloudMountError, TargetExistsError
 from cloudmount.reader.bulk import read_frames
 from cloudmount.repo.entries import Entry
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 Output = tuple[int, Entry, Path, str]
 """Part number, entry, where it goes, and its path below the target."""
-UNNAMEABLE = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
-"""What file systems answer to names that they can't hold: vfat and exFAT hold no `?`, none 300 bytes."""
 SYNC_FILES, SYNC_BYTES = 500, 256 << 20
 """After how much finished files are synced and entered in the journal."""
 
@@ -75,21 +73,24 @@ class FileRestore:
         self._frame = repository.geometry.frame
         self.damaged: list[tuple[Path, CloudMountError]] = []
         """Files that were not restored, because some of what is stored of them is damaged."""
-        self.skipped: list[tuple[Path, str]] = []
-        """What this file system can't hold, and why."""
-        self._unmade: set[Path] = set()
+        self._names = Unnameable()
         self._base = 0
         """`done_bytes` when the file being written was begun: a large one counts as it grows."""
+
+    @property
+    def skipped(self) -> list[tuple[Path, str]]:
+        """What this file system can't hold, and why."""
+        return self._names.skipped
 
     def run(self, outputs: Sequence[Output]) -> None:
         """Folders first, then contents, then everything that has none; folders' times last."""
         folders = [o for o in outputs if o[1].type == "dir"]
         for _, _, path, _ in folders:
             make = functools.partial(path.mkdir, parents=True, exist_ok=True)
-            if not self._nowhere(path) and self._named(path, make):
+            if not self._names.nowhere(path) and self._names.made(path, make):
                 os.chmod(path, 0o700)
         for _, _, path, _ in outputs:
-            if not self._nowhere(path):
+            if not self._names.nowhere(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
         files = [o for o in outputs if o[1].type == "file" and not o[1].hardlink]
         waiting = []
@@ -108,11 +109,11 @@ class FileRestore:
         for at in range(0, len(special), SYNC_FILES):
             self._journal.start([below for *_, below in special[at : at + SYNC_FILES]])
         for _, entry, path, below in special:
-            if not self._nowhere(path):
-                self._named(path, functools.partial(self._special, entry, path, below, outputs))
+            if not self._names.nowhere(path):
+                self._names.made(path, functools.partial(self._special, entry, path, below, outputs))
             self._progress.files += 1
         for _, entry, path, _ in reversed(folders):
-            if not self._nowhere(path):
+            if not self._names.nowhere(path):
                 self._attributes(entry, path)
 
     def _check_free(self, path: Path, below: str) -> None:
@@ -123,22 +124,6 @@ class FileRestore:
         except OSError:  # nothing there, or a name that can't be
             return
         raise TargetExistsError(f"{path} exists; it is not overwritten")
-
-    def _named(self, path: Path, make: Callable[[], None]) -> bool:
-        """Make something at `path`; False, told, where this file system holds no such name."""
-        try:
-            make()
-        except OSError as error:
-            if error.errno not in UNNAMEABLE:
-                raise
-            self._unmade.add(path)
-            self.skipped.append((path, f"{error.strerror}: the file system there can't hold this name"))
-            return False
-        return True
-
-    def _nowhere(self, path: Path) -> bool:
-        """Whether it, or a folder that it lies in, can't be there."""
-        return bool(self._unmade) and (path in self._unmade or not self._unmade.isdisjoint(path.parents))
 
     def _contents(self, outputs: Sequence[Output]) -> None:
         frames = _Together(self._listing, outputs, self._frame)
@@ -192,7 +177,7 @@ class FileRestore:
             opened.append(os.open(path, flags, 0o600))
             os.ftruncate(opened[0], entry.size)
 
-        if self._nowhere(path) or not self._named(path, make):
+        if self._names.nowhere(path) or not self._names.made(path, make):
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         return opened[0]
 
@@ -201,7 +186,7 @@ class FileRestore:
     ) -> None:
         os.close(fd)
         _, entry, path, below = output
-        if self._nowhere(path):
+        if self._names.nowhere(path):
             return
         if bad is not None:  # never zeros of the right length
             path.unlink()
@@ -231,7 +216,7 @@ class FileRestore:
             path.unlink()
         if entry.hardlink:
             first = next((p for _, e, p, _ in outputs if e.path == entry.hardlink), None)
-            if first is not None and (self._nowhere(first) or any(first == p for p, _ in self.damaged)):
+            if first is not None and (self._names.nowhere(first) or any(first == p for p, _ in self.damaged)):
                 return
             if first is not None:
                 os.link(first, path)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from cloudmount.app.restorefiles import SYNC_BYTES, SYNC_FILES, UNNAMEABLE
+from cloudmount.app.restorefiles import SYNC_BYTES, SYNC_FILES
 from cloudmount.app.restorejournal import RestoreJournal
+from cloudmount.app.unnameable import UNNAMEABLE
 from cloudmount.errors import CloudMountError, DamagedError, TargetExistsError, UnreadableInputError
 from cloudmount.nodes import Attr, Dir, File, Kind, Link, Node
 

@@ -16,7 +16,7 @@ from typing import Any
 from cloudmount.app.select import Selected
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.store import BlobInfo
-from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
+from cloudmount.errors import BlobMissingError, CloudMountError, DamagedError, NotFoundError
 from cloudmount.repo.names import SNAPSHOTS, folders
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
@@ -76,6 +76,25 @@ def snapshots(
     )
     lines: list[list[tuple[Snapshot, str]]] = []
     unusable = 0
+    with ThreadPoolExecutor(8) as pool:
+        for tag in tags:
+            line, failed = opened_line(repository, tag, pool)
+            unusable += failed
+            _history(repository, [s for s, _ in line])
+            if line:
+                sightings.saw(line[-1][0])
+                lines.append(line)
+    if machine is not None and not lines:
+        raise no_line(repository, machine, unusable)
+    # By time over machines, but each machine's own in their order, whatever its clock did.
+    merged = heapq.merge(*lines, key=lambda pair: pair[0].key.time)
+    return [snapshot_json(s, folder) for s, folder in merged]
+
+
+def opened_line(
+    repository: Repository, tag: str, pool: ThreadPoolExecutor
+) -> tuple[list[tuple[Snapshot, str]], int]:
+    """A machine's snapshots that open with their folders' names, oldest first, and how many don't, told."""
 
     def load(info: BlobInfo) -> Snapshot | None:
         try:
@@ -84,25 +103,19 @@ def snapshots(
             repository.warn(f"a snapshot is unusable: {error}")
             return None
 
-    with ThreadPoolExecutor(8) as pool:
-        for tag in tags:
-            infos = repository.listed(tag)
-            named = folders(list(infos))
-            opened = list(pool.map(load, (infos[key] for key in named.values())))
-            line = [(s, folder) for s, folder in zip(opened, named, strict=True) if s is not None]
-            unusable += len(named) - len(line)
-            _history(repository, [s for s, _ in line])
-            if line:
-                sightings.saw(line[-1][0])
-                lines.append(line)
-    if machine is not None and not lines:
-        if unusable:
-            raise DamagedError(f"none of the {unusable} snapshots of {machine!r} opens")
-        names = [m.name for m in repository.machines()]
-        raise NotFoundError(f"there is no machine called {machine!r}; there is {', '.join(names) or 'none'}")
-    # By time over machines, but each machine's own in their order, whatever its clock did.
-    merged = heapq.merge(*lines, key=lambda pair: pair[0].key.time)
-    return [snapshot_json(s, folder) for s, folder in merged]
+    infos = repository.listed(tag)
+    named = folders(list(infos))
+    opened = list(pool.map(load, (infos[key] for key in named.values())))
+    line = [(s, folder) for s, folder in zip(opened, named, strict=True) if s is not None]
+    return line, len(named) - len(line)
+
+
+def no_line(repository: Repository, machine: str, unusable: int) -> CloudMountError:
+    """Why a machine has no snapshot that opens."""
+    if unusable:
+        return DamagedError(f"none of the {unusable} snapshots of {machine!r} opens")
+    names = [m.name for m in repository.machines()]
+    return NotFoundError(f"there is no machine called {machine!r}; there is {', '.join(names) or 'none'}")
 
 
 def _history(repository: Repository, line: list[Snapshot]) -> None:

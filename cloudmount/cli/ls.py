@@ -16,12 +16,16 @@ from cloudmount.cli.output import table, time_text
 def command(common: Common, what: str) -> None:
     """List a snapshot's folder, or one inside a disk (srv:disk/3-DATA/Users), as on the drive."""
     from cloudmount.app.ls import ls
+    from cloudmount.app.opening import looking_inside
     from cloudmount.app.select import select
 
     repository = common.open_repository()
+    selected = select(repository, what, os.environ)
+    with looking_inside(repository) as drive:
+        listed = ls(drive, selected)
     value = []
     rows = []
-    for entry in ls(repository, select(repository, what, os.environ)):
+    for entry in listed:
         time = time_text(entry.mtime_ns)
         line = {"name": entry.name, "type": entry.type, "size": entry.size, "mtime": time}
         if entry.original is not None:

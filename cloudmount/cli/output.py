@@ -97,6 +97,10 @@ class Output:
             raise CloudMountError(f"standard output can't be written to: {error.strerror}") from None
         return True
 
+    def line(self, text: str) -> bool:
+        """A line of a result, for people as it is found (not with `--json`); False when its reader left."""
+        return self.json or self.result(None, text)
+
     def say(self, text: str) -> None:
         """A remark."""
         if not self.quiet:

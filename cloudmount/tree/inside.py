@@ -22,6 +22,7 @@ from cloudmount.guest.recognise import Recognised, recognise
 from cloudmount.guest.volume import Path, Volume
 from cloudmount.nodes import Attr, Kind, Node
 from cloudmount.reader.following import Following, Place
+from cloudmount.tree.placed import PlacedFiles
 
 if TYPE_CHECKING:
     from cloudmount.tree.snapshotdir import OpenedSnapshot, StoredDisk
@@ -41,14 +42,30 @@ log = logging.getLogger("cloudmount.tree")
 class MadeFile:
     """A file that is made from something else: a container, `machine.json`, an explanation."""
 
-    def __init__(self, attr: Attr, source: Callable[[], BlockSource], note: str = "") -> None:
+    def __init__(
+        self,
+        attr: Attr,
+        source: Callable[[], BlockSource],
+        note: str = "",
+        stored: int = 0,
+        content: str | None = None,
+    ) -> None:
         self._attr, self._source, self.note = attr, source, note
+        self._stored, self._content = stored, content
 
     def attr(self) -> Attr:
         return self._attr
 
     def open(self) -> BlockSource:
         return self._source()
+
+    def stored_bytes(self) -> int:
+        """As `nodes.Stored` demands."""
+        return self._stored
+
+    def content(self) -> str | None:
+        """As `nodes.Identified` demands; of a disk's container that of the disk."""
+        return self._content
 
 
 class MadeDir:
@@ -147,7 +164,12 @@ class Inside:
                 log.warning("%s: %s", where, _IN_USE)
             number = partition.number
             guest = Guest(
-                volume, lambda n: self._inode(number, f"#{n}"), self._mtime, source.prefetch, self._allowed
+                volume,
+                lambda n: self._inode(number, f"#{n}"),
+                self._mtime,
+                source.prefetch,
+                self._allowed,
+                lambda: PlacedFiles(self._opened.drive.repository.keys, self._disk.map, source.start),
             )
             return name, GuestDir(guest, (), None, note)
         text = f"Partition {partition.number}: {found.what}. The files in it can't be shown.{self._instead()}"
@@ -203,25 +225,25 @@ class _Part:
     """A partition's bytes, as far as they lie on the disk."""
 
     def __init__(self, disk: BlockSource, partition: Partition) -> None:
-        self._disk, self._start = disk, min(partition.start, disk.size)
-        self.size = min(partition.length, disk.size - self._start)
+        self._disk, self.start = disk, min(partition.start, disk.size)
+        self.size = min(partition.length, disk.size - self.start)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """As of the disk."""
         check_range(self.size, offset, length)
-        return self._disk.read_at(self._start + offset, length)
+        return self._disk.read_at(self.start + offset, length)
 
     def prefetch(self, offset: int, length: int) -> None:
         """As of the disk."""
         check_range(self.size, offset, length)
         if isinstance(self._disk, Prefetching):
-            self._disk.prefetch(self._start + offset, length)
+            self._disk.prefetch(self.start + offset, length)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """As of the disk."""
         check_range(self.size, offset, length)
-        for e in self._disk.extents(self._start + offset, length):
-            yield Extent(e.offset - self._start, e.length, e.data)
+        for e in self._disk.extents(self.start + offset, length):
+            yield Extent(e.offset - self.start, e.length, e.data)
 
     def close(self) -> None:
         """Nothing: the disk is the others' too."""
@@ -229,7 +251,7 @@ class _Part:
 
 class Guest:
     """A volume, and what its nodes need beside: `inode` gives a stable number for a file's own, `mtime_ns` is
-    the time of its root, `prefetch` and `allowed` are those of `Following`."""
+    the time of its root, `prefetch` and `allowed` are those of `Following`, `placed` tells what maps know."""
 
     def __init__(
         self,
@@ -238,9 +260,10 @@ class Guest:
         mtime_ns: int,
         prefetch: Callable[[int, int], None],
         allowed: Callable[[], int],
+        placed: Callable[[], PlacedFiles],
     ) -> None:
         self.volume, self.inode, self.mtime_ns = volume, inode, mtime_ns
-        self._prefetch, self._allowed = prefetch, allowed
+        self._prefetch, self._allowed, self._placed = prefetch, allowed, placed
 
     def attr(self, entry: Entry) -> Attr:
         """Of an entry."""
@@ -264,14 +287,23 @@ class Guest:
             return GuestLink(self, entry)
         return GuestFile(self, entry)
 
+    def stored_bytes(self, entry: Entry) -> int:
+        """Sealed bytes of the frames that a file touches."""
+        return self._placed().stored_bytes(self._places(entry))
+
+    def content(self, entry: Entry) -> str | None:
+        """What a file's content is known by, if by anything."""
+        if entry.unreadable is not None:
+            return None
+        return self._placed().content(entry.size, entry.mtime_ns, self._places(entry))
+
+    def _places(self, entry: Entry) -> list[Place]:
+        return [(p.offset, p.at, p.length) for p in self.volume.places(entry)]
+
     def open(self, entry: Entry) -> BlockSource:
         """A file's content."""
-        volume = self.volume
-
-        def places() -> list[Place]:
-            return [(p.offset, p.at, p.length) for p in volume.places(entry)]
-
-        return Following(volume.open(entry), places, self._prefetch, self._allowed)
+        source = self.volume.open(entry)
+        return Following(source, lambda: self._places(entry), self._prefetch, self._allowed)
 
 
 def _target_length(entry: Entry) -> int:
@@ -317,6 +349,14 @@ class GuestFile:
 
     def open(self) -> BlockSource:
         return self._guest.open(self._entry)
+
+    def stored_bytes(self) -> int:
+        """As `nodes.Stored` demands."""
+        return self._guest.stored_bytes(self._entry)
+
+    def content(self) -> str | None:
+        """As `nodes.Identified` demands."""
+        return self._guest.content(self._entry)
 
 
 class GuestLink:

@@ -284,6 +284,23 @@ class StoredFile:
         at = (self._opened.snapshot.id, self.entry.hardlink or self.entry.path)
         return StoredSource(self._opened.drive.reader, content, at)
 
+    def stored_bytes(self) -> int:
+        """As `nodes.Stored` demands."""
+        if self.entry.type != "file":
+            return 0
+        content = self._opened.listing.content(self._number, self.entry)
+        if isinstance(content, StreamMap):
+            return content.root.sealed
+        frames = range(-(-content.size // content.frame_bytes))
+        return sum(at.length for n in frames if (at := content.locate(n)) is not None)
+
+    def content(self) -> str | None:
+        """As `nodes.Identified` demands."""
+        if self.entry.hardlink is None:
+            return self.entry.content
+        found = self._opened.listing.lookup(self.entry.hardlink)
+        return found[1].content if found is not None else None
+
 
 class StoredLink:
     """A symbolic link."""
@@ -313,10 +330,12 @@ def _disk_nodes(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str,
     note = f"the disk {disk.summary['original']}"
     if not disk.summary["consistent"]:
         note += ", which changed while it was read"
+    stored, content = disk.root.sealed, str(disk.summary["content"])
     size = disk.vhdx_bytes()
     if size is not None:
-        yield f"{disk.name}.vhdx", MadeFile(attr(f"{disk.name}.vhdx", size, size), disk.shown_vhdx, note)
+        shown = attr(f"{disk.name}.vhdx", size, size)
+        yield f"{disk.name}.vhdx", MadeFile(shown, disk.shown_vhdx, note, stored, content)
     raw = int(disk.summary["size"])
-    stored = min(raw, disk.blocks * BLOCK_BYTES)
-    yield f"{disk.name}.img", MadeFile(attr(f"{disk.name}.img", raw, stored), disk.shown_raw, note)
+    shown = attr(f"{disk.name}.img", raw, min(raw, disk.blocks * BLOCK_BYTES))
+    yield f"{disk.name}.img", MadeFile(shown, disk.shown_raw, note, stored, content)
     yield disk.name, disk.node()

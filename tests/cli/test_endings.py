@@ -72,7 +72,7 @@ def test_a_signal_ends_who_waits_for_a_silent_store(silent: Console, number: int
 
 
 @pytest.mark.azurite
-@pytest.mark.parametrize("command", ["backup", "restore", "check"])
+@pytest.mark.parametrize("command", ["backup", "restore", "check", "cp"])
 def test_ctrl_c_when_the_line_died_under_way(azurite: AzuriteServer, tmp_path: Path, command: str) -> None:
     """Threads are held by sends and reads that nobody answers; nobody waits for them."""
     parts = urlsplit(azurite.account_url)
@@ -87,6 +87,7 @@ def test_ctrl_c_when_the_line_died_under_way(azurite: AzuriteServer, tmp_path: P
         "backup": ["backup", "--name", "srv", str(disk)],
         "restore": ["restore", "srv", str(tmp_path / "back")],
         "check": ["check", "--read-data"],
+        "cp": ["cp", "srv:disk.img", str(tmp_path / "copy"), "--quiet"],
     }[command]
     if command != "backup":
         straight.run("backup", "--name", "srv", str(disk))
@@ -103,7 +104,8 @@ def test_ctrl_c_when_the_line_died_under_way(azurite: AzuriteServer, tmp_path: P
         code, out, err = ended(running, 7)
         assert (code, out) == (130, "")
         assert re.fullmatch("cloudmount: error: interrupted.*\n", err)
-        assert ("it goes on" in err) == (command != "check")
+        assert ("it goes on" in err) == (command in program.GO_ON)
+        assert not (tmp_path / "copy").exists()
     straight.run(*arguments)
     assert straight.json("check", "--read-data")["ok"]
 

@@ -25,6 +25,9 @@ OPTIONS = {
     "show": STORE | OUTPUT,
     "ls": STORE | OUTPUT,
     "restore": STORE | OUTPUT | MOVES | {"--format"},
+    "cp": STORE | OUTPUT | MOVES | {"--only"},
+    "find": STORE | OUTPUT,
+    "versions": STORE | OUTPUT | MOVES | {"--content"},
     "check": STORE | OUTPUT | MOVES | {"--read-data"},
     "mount": STORE | OUTPUT | MOVES
     | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--daemon",
@@ -99,6 +102,11 @@ def test_json_keys(tmp_path: Path, source: Path) -> None:
     assert {"name", "size", "stored_bytes"} <= shown["disks"][0].keys()
     assert listed["id"] == made["snapshot"] and listed["proved"] is False and listed["files"] == 2
     assert all({"name", "type", "size", "mtime"} <= e.keys() for e in console.json("ls", "srv:docs"))
+    copied = console.json("cp", "srv:docs", str(tmp_path / "copy"))
+    assert {"files", "bytes", "fetched_bytes"} <= copied.keys()
+    assert all({"path", "size", "mtime"} <= e.keys() for e in console.json("find", "srv", "*"))
+    told = console.json("versions", "srv:docs/plan.txt")
+    assert all({"snapshot", "time", "size", "mtime", "content"} <= e.keys() for e in told)
     done = console.json("restore", "srv", str(tmp_path / "back"))
     assert {"files", "bytes", "fetched_bytes", "seconds"} <= done.keys()
     copies = str(tmp_path / "copies")

@@ -1,0 +1,106 @@
+"""A server's data volume: NTFS with 100,000 files, and among them one company file.
+
+Decided here and only here: what copying files out of disks is measured with. A raw disk without a partition
+table, made through ntfs-3g once and kept in the user's cache: 4 GiB, FILES files of 0.2 to 4 KB in FOLDERS
+folders, 256 MiB of noise, and QBW, 20 MiB of which half compresses. The same bytes on every machine but for
+times. One thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.commands import MIB, BenchmarkError, program, stop
+
+SIZE_MIB = 4096
+FILES, FOLDERS = 100_000, 100
+NOISE_MIB = 256
+FOLDER = "Users/Public/Documents"
+QBW = f"{FOLDER}/company.QBW"
+QBW_MIB = 20
+LABEL = "BOOKS"
+_UP_SECONDS = 60
+
+
+def company() -> bytes:
+    """The company file: pages of noise and of text, in turn."""
+    rng = random.Random(20)
+    pages = (
+        rng.randbytes(4096) if n % 2 else (b"invoice %d, " % n * 400)[:4096] for n in range(QBW_MIB * 256)
+    )
+    return b"".join(pages)
+
+
+@contextlib.contextmanager
+def mounted(image: Path, at: Path, *options: str) -> Iterator[Path]:
+    """The NTFS in `image` at the empty folder `at`, by ntfs-3g, until the block ends."""
+    command = [program("ntfs-3g", "ntfs-3g"), "-o", ",".join(["no_detach", *options]), str(image), str(at)]
+    serving = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        limit = time.monotonic() + _UP_SECONDS
+        while not at.is_mount():
+            if time.monotonic() > limit or serving.poll() is not None:
+                raise BenchmarkError(f"{' '.join(command)}\ndid not come up, exit code {serving.poll()}")
+            time.sleep(0.01)
+        yield at
+    finally:
+        if at.is_mount():
+            subprocess.run([program("fusermount3", "fuse3"), "-u", str(at)], check=False)
+        try:
+            serving.wait(_UP_SECONDS)
+        finally:
+            stop(serving, patience=1)
+
+
+def cached_volume() -> Path:
+    """The raw disk in the user's cache, built when it is not there yet."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudmount" / "bench"
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    volume = folder / f"volume-{recipe}.img"
+    if not volume.exists():
+        print(f"files: building {volume}, once; this takes a minute or two", file=sys.stderr)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{volume.name}.part"
+        _build(part, folder / f"{volume.name}.mount")
+        part.rename(volume)
+        for older in folder.glob("volume-*.img"):
+            if older != volume:
+                older.unlink()  # of an older recipe
+    return volume
+
+
+def _build(image: Path, at: Path) -> None:
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(SIZE_MIB * MIB)
+    subprocess.run(
+        [program("mkntfs", "ntfs-3g"), "-Q", "-q", "-F", "-L", LABEL, str(image)],
+        check=True,
+        capture_output=True,
+    )
+    at.mkdir(exist_ok=True)
+    rng = random.Random(1)
+    with mounted(image, at) as root:
+        for folder in range(FOLDERS):
+            below = root / "data" / f"{folder:03}"
+            below.mkdir(parents=True)
+            for n in range(FILES // FOLDERS):
+                (below / f"letter {n:04}.txt").write_bytes(rng.randbytes(100) * rng.randrange(2, 40))
+        with (root / "data" / "noise.bin").open("wb") as noise:
+            for _ in range(NOISE_MIB):
+                noise.write(rng.randbytes(MIB))
+        (root / FOLDER).mkdir(parents=True)
+        for n in range(40):
+            (root / FOLDER / f"report {n}.pdf").write_bytes(rng.randbytes(30_000))
+        (root / QBW).write_bytes(company())
+    at.rmdir()
