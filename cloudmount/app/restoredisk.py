@@ -1,8 +1,9 @@
 """Restoring one disk into a container file.
 
 Decided here and only here: how a stored disk becomes a raw, VHDX, VHD or qcow2 file: the
-same synthesised bytes as on the drive, written in order, holes left out, each frame
-verified by its content id on the way. Belongs to one thread.
+same synthesised bytes as on the drive, holes left out. What is not the disk's own comes first; its frames
+are verified by their content ids and written by the threads that brought them, so that two copies of
+a server's disk never wait for one thread. Belongs to one thread, but for `_FrameWriter`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.blobs.direct import LargeFile, aligned_memory
-from cloudmount.disks.synthesis import synthesise_vhdx
-from cloudmount.disks.vhd_synthesis import synthesise_vhd
-from cloudmount.errors import CloudMountError, NoRoomError, TargetExistsError
-from cloudmount.extents import BlockSource, Extent, check_range, merged
-from cloudmount.reader.bulk import read_frames
+from cloudmount.disks.synthesis import VhdxPositions
+from cloudmount.disks.vhd_synthesis import VhdPositions, synthesise_vhd
+from cloudmount.errors import CloudMountError, DamagedError, NoRoomError, TargetExistsError
+from cloudmount.extents import BlockSource, Zeros
+from cloudmount.reader.bulk import BATCH, Hooks, read_frames
+from cloudmount.reader.positions import Positions, Unmoved
 from cloudmount.repo.frames import Frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.streams import StreamMap
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from cloudmount.app.restore import RestoreProgress
 
 FORMATS = ("vhdx", "vhd", "raw", "qcow2")
-CHUNK_BYTES = 4 << 20
+HEAD_CHUNK = 4 << 20
 SYNC_BYTES, SYNC_SECONDS = 256 << 20, 5.0
 """How much is written between two syncs, or for how long: what a kill loses at most."""
 
@@ -49,79 +52,80 @@ class _From:
         return (f for f in self._stream.present() if f.number >= self._first)
 
 
-class InOrder:
-    """A stored disk as a `BlockSource` that is read once, from front to back, verified."""
+class _FrameWriter(Hooks):
+    """Writes frames where they lie in a container, on the threads that brought them."""
 
-    def __init__(self, repository: Repository, stream: StreamMap) -> None:
-        self._repository, self._stream = repository, stream
-        self.size = stream.size
-        self._frames: Iterator[tuple[Frame, bytes]] | None = None
-        self._next: tuple[Frame, bytes] | None = None
+    def __init__(self, file: LargeFile, positions: Positions, frame_bytes: int) -> None:
+        self._file, self._positions, self._frame_bytes = file, positions, frame_bytes
+        self._local = threading.local()
+        self._writing = 0
+        self._closed = False
+        self._change = threading.Condition()
 
-    def _at(self, number: int) -> bytes | None:
-        """The frame's bytes, None when it is absent; numbers never go back."""
-        if self._frames is None:
-            self._frames = read_frames(self._repository, _From(self._stream, number))
-            self._next = next(self._frames, None)
-        while self._next is not None and self._next[0].number < number:
-            self._next = next(self._frames, None)
-        if self._next is not None and self._next[0].number == number:
-            return self._next[1]
-        return None
+    def verified(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
+        """Write them. `OSError` when that fails, or the restore is over."""
+        with self._change:
+            if self._closed:
+                raise OSError("the restore is over")
+            self._writing += 1
+        try:
+            self._write(frames)
+        finally:
+            with self._change:
+                self._writing -= 1
+                self._change.notify_all()
 
-    def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes; ranges ascend."""
-        check_range(self.size, offset, length)
-        parts = []
-        size = self._stream.frame_bytes
-        while length:
-            number, inside = divmod(offset, size)
-            n = min(length, self._stream.frame_length(number) - inside)
-            plain = self._at(number)
-            if plain is None:
-                parts.append(bytes(n))
-            else:
-                parts.append(plain if n == len(plain) else plain[inside : inside + n])
-            offset, length = offset + n, length - n
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def _write(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
+        if not hasattr(self._local, "room"):
+            self._local.room = aligned_memory(BATCH)
+        room: memoryview = self._local.room
+        at = filled = 0
+        for frame, plain in frames:
+            position = self.position(frame)
+            if filled and (position != at + filled or filled + len(plain) > len(room)):
+                self._file.write_at(room[:filled], at)
+                filled = 0
+            if not filled:
+                at = position
+            room[filled : filled + len(plain)] = plain
+            filled += len(plain)
+        if filled:
+            self._file.write_at(room[:filled], at)
 
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Present and absent frames."""
-        check_range(self.size, offset, length)
-
-        def frames() -> Iterator[Extent]:
-            at, end, size = offset, offset + length, self._stream.frame_bytes
-            per = self._stream.segment_frames(0)
-            while at < end:
-                segment, place = self._stream.segment_of(at // size)
-                base = segment * per * size
-                found = self._stream.segment(segment)
-                if found is None:
-                    stop = min(end, base + per * size)
-                    yield Extent(at, stop - at, False)
-                    at = stop
-                    continue
-                for first, count, present in found.runs(place):
-                    stop = min(end, base + (first + count) * size)
-                    if at < stop:
-                        yield Extent(at, stop - at, present)
-                        at = stop
-
-        return merged(frames())
+    def position(self, frame: Frame) -> int:
+        """Where a frame lies in the file."""
+        offset = frame.number * self._frame_bytes
+        found = self._positions.position(offset)
+        if found is None:
+            raise DamagedError(
+                f"the map has a frame at {offset} of the disk, and its page tells of none there"
+            )
+        return found
 
     def close(self) -> None:
-        """End reading."""
-        if self._frames is not None and hasattr(self._frames, "close"):
-            self._frames.close()
-        self._frames = self._next = None
+        """Returns when nothing is being written any more, nor will be."""
+        with self._change:
+            self._closed = True
+            while self._writing:
+                self._change.wait()
 
 
-def _container(disk: StoredDisk, format: str, content: BlockSource) -> BlockSource:
-    if format == "vhdx":
-        return synthesise_vhdx(content, disk.presence, disk.identity)
-    if format == "vhd":
-        return synthesise_vhd(content, disk.presence, disk.identity)
-    return content
+class _Container:
+    """The file that a disk becomes: its bytes beside the disk's own, and where those lie."""
+
+    def __init__(self, disk: StoredDisk, format: str) -> None:
+        self.positions: Positions = Unmoved()
+        self.blank: BlockSource = Zeros(int(disk.summary["size"]))
+        if format == "vhdx":
+            self.positions, self.blank = VhdxPositions(disk.presence, disk.identity), disk.blank
+        elif format == "vhd":
+            self.positions = VhdPositions(disk.presence, disk.identity)
+            self.blank = synthesise_vhd(self.blank, disk.presence, disk.identity)
+
+    def after(self, reached: int) -> int:
+        """How much of the file is whole when the disk is up to `reached`, where a frame ends."""
+        last = self.positions.position(reached - 1) if reached else None
+        return 0 if last is None else last + 1
 
 
 def restore_disk(
@@ -142,12 +146,9 @@ def restore_disk(
         raise TargetExistsError(f"{out} exists; it is not overwritten")
     if not raw.exists():
         start = 0
+    container = _Container(disk, format)
     journal.reaches(below, start)
-    source = _container(disk, format, InOrder(repository, disk.map))
-    try:
-        _copy(source, raw, start, journal, below, progress, int(disk.summary["size"]))
-    finally:
-        source.close()
+    _fill(repository, disk.map, container, raw, start, journal, below, progress)
     if format == "qcow2":
         command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", os.fspath(raw), os.fspath(out)]
         # A disk holds secrets: its copy is for its owner, as the other formats are.
@@ -163,36 +164,41 @@ def restore_disk(
     os.utime(out, ns=(mtime, mtime))
 
 
-def _copy(
-    source: BlockSource,
+def _fill(
+    repository: Repository,
+    stream: StreamMap,
+    container: _Container,
     out: Path,
     start: int,
     journal: RestoreJournal,
     below: str,
     progress: RestoreProgress,
-    content_bytes: int,
 ) -> None:
+    """Write `out`, whose disk is there already up to the byte `start`."""
     file = LargeFile(out, mode=0o600)
-    room = aligned_memory(CHUNK_BYTES)
+    writer = _FrameWriter(file, container.positions, stream.frame_bytes)
+    frames = read_frames(repository, _From(stream, start // stream.frame_bytes), hooks=writer)
     try:
-        os.ftruncate(file.fd, start)
-        os.ftruncate(file.fd, source.size)  # what was beyond `start` is a hole again
-        base, synced, since = progress.done_bytes, start, time.monotonic()
-        for extent in source.extents(start, source.size - start):
+        # What is beyond is a hole again; the byte before `start` is a frame's last.
+        os.ftruncate(file.fd, container.after(start))
+        os.ftruncate(file.fd, container.blank.size)
+        for extent in container.blank.extents(0, container.blank.size):
             if extent.data:
-                for at in range(extent.offset, extent.end, CHUNK_BYTES):
-                    data = source.read_at(at, min(CHUNK_BYTES, extent.end - at))
-                    room[: len(data)] = data
-                    file.write_at(room[: len(data)], at)
-                    late = time.monotonic() - since >= SYNC_SECONDS
-                    if late or at + len(data) - synced >= SYNC_BYTES:
-                        synced, since = at + len(data), time.monotonic()
-                        file.sync()
-                        journal.reaches(below, synced)
-                    progress.done_bytes = base + content_bytes * (at + len(data)) // source.size
+                for at in range(extent.offset, extent.end, HEAD_CHUNK):
+                    file.write_at(container.blank.read_at(at, min(HEAD_CHUNK, extent.end - at)), at)
+        base, synced, since = progress.done_bytes, start, time.monotonic()
+        for frame, _ in frames:
+            reached = frame.number * stream.frame_bytes + frame.length
+            progress.done_bytes = base + reached
+            if time.monotonic() - since >= SYNC_SECONDS or reached - synced >= SYNC_BYTES:
+                file.sync()
+                synced, since = reached, time.monotonic()
+                journal.reaches(below, synced)
         file.sync()
-        progress.done_bytes = base + content_bytes
+        progress.done_bytes = base + stream.size
     finally:
+        frames.close()
+        writer.close()
         file.close()
 
 

@@ -29,7 +29,7 @@ class RestoreJournal:
         self.done: set[str] = set()
         """Outputs that are whole."""
         self.reached: dict[str, int] = {}
-        """For outputs begun: up to which position they are on the disk."""
+        """For disks begun: up to which of their bytes they are written and synced."""
         self._started: set[str] = set()
         self.found = self._read()
         self._before = frozenset(self._started | self.done | set(self.reached))
@@ -53,8 +53,8 @@ class RestoreJournal:
             self._started.update(value.get("start", ()))
             if "done" in value:
                 self.done.add(value["done"])
-            if "at" in value:
-                self.reached[value["path"]] = value["at"]
+            if "reached" in value:
+                self.reached[value["path"]] = value["reached"]
         return True
 
     def __enter__(self) -> Self:
@@ -89,10 +89,10 @@ class RestoreJournal:
         os.write(self._fd, json.dumps(value).encode("ascii") + b"\n")
         os.fsync(self._fd)
 
-    def reaches(self, below: str, position: int) -> None:
-        """The output is on the disk up to `position`."""
-        self.reached[below] = position
-        self._write({"path": below, "at": position})
+    def reaches(self, below: str, offset: int) -> None:
+        """A disk is written and synced up to its byte `offset`."""
+        self.reached[below] = offset
+        self._write({"path": below, "reached": offset})
 
     def finished(self, below: str) -> None:
         """The output is whole and on the disk."""

@@ -9,7 +9,8 @@ Written so is what begins at a multiple of `ALIGNMENT` in the file and in memory
 everything on file systems that refuse (tmpfs, some network ones) or on other systems than Linux,
 goes the usual way. Both ways may be mixed in one file where they don't meet in one 4 KiB page.
 
-Threading: one thread at a time for each `LargeFile`; two may write different ranges of one file.
+Threading: any number of threads may write to a `LargeFile` at once, where they don't meet in one 4 KiB page;
+nobody may use it any more when it is closed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import ctypes
 import errno
 import mmap
 import os
+import threading
 from contextlib import suppress
 
 from cloudmount.blobs.placing import sync_file
@@ -54,6 +56,7 @@ class LargeFile:
         """Its descriptor for all else."""
         self._path, self._refused = path, not _DIRECT
         self._direct = -1
+        self._opening = threading.Lock()
 
     def write_at(self, data: bytes | bytearray | memoryview, at: int) -> None:
         """All of `data` at position `at`. `OSError` when it can't be written."""
@@ -68,12 +71,13 @@ class LargeFile:
 
     def _write_direct(self, view: memoryview, at: int) -> int:
         """How many bytes were written, a multiple of `ALIGNMENT`."""
-        if self._direct < 0:
-            try:
-                self._direct = os.open(self._path, os.O_WRONLY | _FLAGS | _DIRECT)
-            except OSError:
-                self._refused = True
-                return 0
+        with self._opening:
+            if self._direct < 0:
+                try:
+                    self._direct = os.open(self._path, os.O_WRONLY | _FLAGS | _DIRECT)
+                except OSError:
+                    self._refused = True
+                    return 0
         written = 0
         while written < len(view):
             try:

@@ -30,6 +30,7 @@ _MAX_ARRAY = 1024 * 1024  # bytes of GPT entries; 128 entries of 128 bytes are u
 SECTOR_SIZES = (512, 4096)
 
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+LINUX_BOOT = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
 BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
 
 _TYPE_NAMES = {
@@ -47,7 +48,7 @@ _TYPE_NAMES = {
     "a19d880f-05fc-4d3b-a006-743f0f84911e": "Linux RAID",
     "4f68bce3-e8cd-4db1-96e7-fbcaf984b709": "Linux root",
     "933ac7e1-2eb4-4f13-b844-0e14e2aef915": "Linux home",
-    "bc13c2ff-59e6-4262-a352-b275fd6f7172": "Linux extended boot",
+    LINUX_BOOT: "Linux extended boot",
     "0x01": "FAT12",
     "0x04": "FAT16",
     "0x06": "FAT16",
@@ -216,7 +217,16 @@ def _read_mbr(source: BlockSource, sector: int, entries: list[MbrEntry]) -> Part
             found += [Partition(n, start, length, kind) for n, (start, length, kind) in enumerate(logical, 5)]
             problem = problem or why
             break  # Linux reads the first extended partition only, and there should be no other
+    problem = problem or _overlap([p for p in found if int(p.type, 16) not in _EXTENDED])
     return PartitionTable("mbr", sector, tuple(found), problem)
+
+
+def _overlap(partitions: list[Partition]) -> str | None:
+    """What is wrong when two of them share bytes."""
+    for a, b in pairwise(sorted(partitions, key=lambda p: (p.start, p.number))):
+        if b.start < a.start + a.length:
+            return f"partitions {a.number} and {b.number} overlap"
+    return None
 
 
 def _logical(
@@ -257,6 +267,8 @@ def _read_gpt(source: BlockSource, sector: int) -> tuple[PartitionTable | None, 
     if backup is None:
         return None, f"GPT: primary {why}, backup {why_backup}"
     problem = f"GPT: primary {why}; its backup is used"
+    if backup.problem is not None:
+        problem += f"; {backup.problem.removeprefix('GPT: ')}"
     return PartitionTable("gpt", sector, backup.partitions, problem), ""
 
 
@@ -302,4 +314,6 @@ def _gpt_at(source: BlockSource, sector: int, lba: int) -> tuple[PartitionTable 
                 bool(entry.attributes & 4),
             )
         )
+    overlap = _overlap(found)
+    problem = problem or (overlap and f"GPT: {overlap}")
     return PartitionTable("gpt", sector, tuple(found), problem), ""

@@ -41,7 +41,7 @@ LARGE_ABOVE = 2 * vhdx.TIB  # bytes of disk
 
 _LOG_OFFSET, _LOG_LENGTH = vhdx.HEADER_SECTION_LENGTH, vhdx.MIB
 _METADATA_OFFSET, _METADATA_LENGTH = 2 * vhdx.MIB, vhdx.MIB
-_BAT_OFFSET = 3 * vhdx.MIB
+BAT_OFFSET = 3 * vhdx.MIB
 _CREATOR = "CloudMount"
 _NAMESPACE = UUID("d50ee634-eae5-456a-aefd-4731268e72e5")
 
@@ -112,7 +112,7 @@ class _Plan:
             identity.sectors_size, self.block_size, identity.logical_sector, has_parent=False
         )
         self.bat_length = -(-self.entries * vhdx.BAT_ENTRY_LENGTH // vhdx.ALIGNMENT) * vhdx.ALIGNMENT
-        self.payload_offset = _BAT_OFFSET + self.bat_length
+        self.payload_offset = BAT_OFFSET + self.bat_length
 
     def bat(self, presence: Presence, start: int, stop: int) -> bytes:
         """BAT entries `start`..`stop` (2.5.1): a chunk's blocks, then its sector bitmap, not present."""
@@ -203,7 +203,7 @@ def synthesise_vhdx(content: BlockSource, presence: Presence, identity: Identity
             *((at, region_table) for at in vhdx.REGION_TABLE_OFFSETS),
             (_METADATA_OFFSET, Bytes(metadata_table)),
             (_METADATA_OFFSET + vhdx.METADATA_TABLE_LENGTH, Bytes(metadata_items)),
-            (_BAT_OFFSET, bat),
+            (BAT_OFFSET, bat),
             (plan.payload_offset, Packed(blocks, presence, plan.block_size)),
         ]
     )
@@ -235,7 +235,7 @@ def _region_table(bat_length: int) -> bytes:
     """The region table (2.2.3), without the zeros that fill its 64 KiB."""
     table = vhdx.RegionTableHeader(vhdx.REGION_TABLE_SIGNATURE, 0, 2, 0).pack()
     for region, offset, length in (
-        (vhdx.BAT_REGION, _BAT_OFFSET, bat_length),
+        (vhdx.BAT_REGION, BAT_OFFSET, bat_length),
         (vhdx.METADATA_REGION, _METADATA_OFFSET, _METADATA_LENGTH),
     ):
         table += vhdx.RegionTableEntry(region.bytes_le, offset, length, vhdx.REGION_REQUIRED).pack()

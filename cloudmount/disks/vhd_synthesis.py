@@ -28,6 +28,36 @@ _BAT_OFFSET = _HEADER_OFFSET + vhd.DYNAMIC_LENGTH
 _BITMAP = b"\xff" * vhd.bitmap_length(BLOCK_SIZE)  # every sector of a present block is present
 
 
+def _bat_entries(presence: Presence) -> int:
+    """Entries of the BAT, which fills whole sectors."""
+    per_sector = vhd.SECTOR // vhd.BAT_ENTRY_LENGTH
+    return -(-presence.blocks // per_sector) * per_sector
+
+
+def _payload_offset(presence: Presence) -> int:
+    return _BAT_OFFSET + _bat_entries(presence) * vhd.BAT_ENTRY_LENGTH
+
+
+class VhdPositions:
+    """Where the disk's own bytes lie in the file that `synthesise_vhd` gives. Immutable."""
+
+    block_size = BLOCK_SIZE
+    """Bytes of the disk that lie together."""
+
+    def __init__(self, presence: Presence, identity: Identity) -> None:
+        identity.check_blocks(presence)
+        self._presence = presence
+        self.head = _payload_offset(presence) + len(_BITMAP)
+        """Bytes before the first of the disk's own."""
+
+    def position(self, offset: int) -> int | None:
+        """Where the byte at `offset` of the disk is; None in an absent block."""
+        block, within = divmod(offset, BLOCK_SIZE)
+        if not self._presence.present(block):
+            return None
+        return self.head + self._presence.rank(block) * (len(_BITMAP) + BLOCK_SIZE) + within
+
+
 def synthesise_vhd(content: BlockSource, presence: Presence, identity: Identity) -> BlockSource:
     """The disk `content` as a dynamic VHD of 2 MiB blocks, packed; owns `content`.
 
@@ -36,9 +66,7 @@ def synthesise_vhd(content: BlockSource, presence: Presence, identity: Identity)
     """
     identity.check_blocks(presence)
     footer = Bytes(_footer(content, identity, vhd.DISK_DYNAMIC, _HEADER_OFFSET))
-    per_sector = vhd.SECTOR // vhd.BAT_ENTRY_LENGTH
-    entries = -(-presence.blocks // per_sector) * per_sector
-    payload_offset = _BAT_OFFSET + entries * vhd.BAT_ENTRY_LENGTH
+    payload_offset = _payload_offset(presence)
     stride = len(_BITMAP) + BLOCK_SIZE
 
     def bat(start: int, stop: int) -> bytes:
@@ -56,7 +84,7 @@ def synthesise_vhd(content: BlockSource, presence: Presence, identity: Identity)
         [
             (0, footer),
             (_HEADER_OFFSET, Bytes(_dynamic_header(presence.blocks))),
-            (_BAT_OFFSET, Table(entries, vhd.BAT_ENTRY_LENGTH, bat)),
+            (_BAT_OFFSET, Table(_bat_entries(presence), vhd.BAT_ENTRY_LENGTH, bat)),
             (
                 payload_offset,
                 Packed(padded(content, presence.blocks * BLOCK_SIZE), presence, BLOCK_SIZE, _BITMAP),

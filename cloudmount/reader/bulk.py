@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cloudmount.errors import BlobMissingError, CloudMountError, DamagedError, StoreUnreachableError
@@ -62,6 +62,10 @@ class Hooks:
 
     def brought(self, frame: Frame, plain: bytes) -> None:
         """A frame is verified; called before it is given out."""
+
+    def verified(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
+        """Those of a batch that are sound, in order; called before they are given out. What it raises, the
+        iterator raises."""
 
 
 class _Batch(NamedTuple):
@@ -153,10 +157,12 @@ def _bring(repository: Repository, batch: _Batch, hooks: Hooks) -> None:
             began = time.monotonic()
             _read(repository, run, frames, found)
             hooks.took(time.monotonic() - began)
-        for frame, plain in zip(frames, found, strict=True):
-            if isinstance(plain, bytes):
-                hooks.brought(frame, plain)
-        batch.flight.land(list(zip(frames, found, strict=True)))
+        result: _Result = list(zip(frames, found, strict=True))
+        sound = [(frame, plain) for frame, plain in result if isinstance(plain, bytes)]
+        for frame, plain in sound:
+            hooks.brought(frame, plain)
+        hooks.verified(sound)
+        batch.flight.land(result)
     except BaseException as error:
         batch.flight.crash(error)
 

@@ -17,13 +17,17 @@ import cachetools
 
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
-from cloudmount.extents import BlockSource
+from cloudmount.guest.children import Children
+from cloudmount.guest.volume import KeptFolders
 from cloudmount.nodes import Attr, Dir, Kind, Node
+from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import FrameReader
+from cloudmount.reader.tracing import Recorder
 from cloudmount.repo.names import SnapshotKey, folders
 from cloudmount.repo.repository import Machine, Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
+from cloudmount.tree.bootlearning import BootLearning
 from cloudmount.tree.refreshed import Refreshed
 from cloudmount.tree.snapshotdir import OpenedSnapshot, SnapshotDir, StoredDisk
 
@@ -48,8 +52,9 @@ def inode(*parts: str) -> int:
 class LocalContent(Protocol):
     """Gives disks from elsewhere than the store where it can."""
 
-    def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
-        """The raw disk; owns `stored`, which reads it from the store."""
+    def content(self, disk: StoredDisk, stored: Prefetchable, *, starts: bool = True) -> Prefetchable:
+        """The raw disk; owns `stored`, which reads it from the store. It is completed once it is read, unless
+        it `starts` nothing."""
 
     def opening(self, disk: StoredDisk) -> None:
         """A file of the disk is being opened: what is wholly here is to be known by then. Waits not long."""
@@ -73,8 +78,14 @@ class Drive:
         self.saw = saw
         self.local: LocalContent | None = None
         """What has disks on this machine; set before the drive is used."""
+        self.learning = BootLearning(repository, reader) if reader is not None else None
+        """What makes boots quicker; may be replaced before the drive is used."""
         self._reader = reader
         self.maps = MapCache(repository, MAP_BYTES)
+        self.parsers = Children()
+        """What reads file systems inside disks."""
+        self.folders = KeptFolders()
+        """Of those."""
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
@@ -86,6 +97,10 @@ class Drive:
         """What reads contents."""
         assert self._reader is not None
         return self._reader
+
+    def close(self) -> None:
+        """End what reads inside disks. May be called twice."""
+        self.parsers.close()
 
     def attr(self) -> Attr:
         with self._lock:
@@ -107,6 +122,15 @@ class Drive:
             machines = list(self._machines.values())
         known = [size for m in machines if (size := m.known_size) is not None]
         return sum(known), len(known)
+
+    def boots(self, disk: StoredDisk) -> None:
+        """A machine seems to boot from the disk."""
+        if self.learning is not None:
+            self.learning.boots(disk)
+
+    def recorder(self, disk: StoredDisk) -> Recorder | None:
+        """What records the disk's reads, while a machine boots from it."""
+        return self.learning.recorder(disk.ident) if self.learning is not None else None
 
     def folder_of(self, snapshot: Snapshot) -> str:
         """What a snapshot's folder is called."""

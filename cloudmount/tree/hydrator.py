@@ -16,10 +16,10 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from cloudmount.errors import CloudMountError, StoreError, StoreTimeoutError
-from cloudmount.extents import BlockSource
 from cloudmount.reader.filling import COMPLETE, GIVEN_UP, NO_ANSWER, RUNNING, Filling
 from cloudmount.reader.hydrating import HydratingSource, LocalDisk
 from cloudmount.reader.localcopy import CopyInUseError
+from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.frames import Frame
 from cloudmount.tree.copies import DiskCopy, Format, Hydrated
@@ -80,9 +80,9 @@ class Hydrator:
         self._thread = threading.Thread(target=self._run, name="cloudmount-hydrator", daemon=True)
         self._thread.start()
 
-    def content(self, disk: StoredDisk, stored: BlockSource) -> BlockSource:
-        """The disk, from its copy where that has it."""
-        return HydratingSource(stored, self._task(disk).local)
+    def content(self, disk: StoredDisk, stored: Prefetchable, *, starts: bool = True) -> HydratingSource:
+        """The disk, from its copy where that has it; completed from its first read on if it `starts`."""
+        return HydratingSource(stored, self._task(disk).local, starts=starts)
 
     def opening(self, disk: StoredDisk) -> None:
         """Use a finished copy from the start, if there is one; others only when the disk is read.
