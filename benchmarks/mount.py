@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
-"""How quick reads through the drive are: each driver, from memory and from a local copy.
+"""How quick reads through the drive are: each driver, from memory and from a local copy, beside rclone.
 
     .venv/bin/python benchmarks/mount.py [--repeat 3] [--seconds 2] [--only WAY,...] [--json]
 
 Decided here and only here: what is measured. A disk of 256 MiB that doesn't compress is backed up into
-a folder, mounted as a user does, and read past the kernel's page cache by 1 and by 16 programs
-(mount_reader.py): 4 KiB at random, 1 MiB in sequence.
+a folder, mounted as a user does, and read past the kernel's page cache by fio, with 1 and with 16 threads:
+4 KiB at random, 1 MiB in sequence.
 
     refuse, native              from 16 MiB of the disk that were read before: memory
     refuse opening, native ...  from all of it: most frames must be opened anew
-    refuse copy, native copy    a complete local copy, in the page cache, by a tree that offers it
-    local                       the disk's own file, in the page cache too, as far as O_DIRECT allows
+    refuse fetching, native ... the same without a cache on the disk: most must be fetched, from a folder
+    refuse copy, native copy    a complete local copy, in the page cache, by a tree that offers it; natively
+                                as when the file was open before the copy was complete: read by the driver
+    pass-through                the same, the file opened when the copy was complete: read by the kernel
+    rclone                      `rclone mount --vfs-cache-mode full` of the plain disk, all of it cached
+    local                       the disk's own file
 
-Each repetition goes through all, another first each time; ratios are of medians. One thread, beside the
-programs, all of which are ended by their ids.
+The last three and `copy` read one file on the disk: O_DIRECT has the kernel read it from there (pass-through
+and local), while programs that read it for others have it in the page cache. Each repetition goes through
+all, another first each time; ratios are of medians. One thread, beside the programs, all of which are ended
+by their ids.
 """
 
 from __future__ import annotations
@@ -38,6 +44,7 @@ from benchmarks.commands import (
     end_cleanly,
     machine,
     median,
+    program,
     run,
     settle,
     stop,
@@ -79,23 +86,42 @@ class Bench:
         for driver in ("refuse", "native"):
             found[driver] = (lambda d=driver: self._mounted(d), HOT)
             found[f"{driver} opening"] = (lambda d=driver: self._mounted(d), SIZE)
-            found[f"{driver} copy"] = (lambda d=driver: self._copy(d), SIZE)
+            found[f"{driver} fetching"] = (lambda d=driver: self._mounted(d, "--cache-size", "0"), SIZE)
+            found[f"{driver} copy"] = (lambda d=driver: self._copy(d, late=True), SIZE)
+        found["pass-through"] = (lambda: self._copy("native"), SIZE)
+        found["rclone"] = (self._rclone, SIZE)
         found["local"] = (lambda: contextlib.nullcontext(self.image), SIZE)
         return found
 
     @contextlib.contextmanager
-    def _mounted(self, driver: str) -> Iterator[Path]:
+    def _mounted(self, driver: str, *options: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
-            command = [cloudmount(), "mount", folder, "--driver", driver]
+            command = [cloudmount(), "mount", folder, "--driver", driver, *options]
             with self._serving(command, Path(folder)):
                 yield Path(folder) / "srv" / "latest" / "disk.img"
 
     @contextlib.contextmanager
-    def _copy(self, driver: str) -> Iterator[Path]:
+    def _copy(self, driver: str, *, late: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             server = Path(__file__).with_name("mount_server.py")
-            with self._serving([sys.executable, str(server), folder, driver, str(self.image)], Path(folder)):
-                yield Path(folder) / "disk"
+            command = [sys.executable, str(server), folder, driver, str(self.image), "late" if late else ""]
+            with self._serving(command, Path(folder)):
+                file = Path(folder) / "disk"
+                with file.open("rb") if late else contextlib.nullcontext():
+                    yield file
+
+    @contextlib.contextmanager
+    def _rclone(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            at, plain, cache = (Path(folder) / name for name in ("drive", "plain", "cache"))
+            for path in (at, plain):
+                path.mkdir()
+            os.link(self.image, plain / "disk.img")
+            (config := Path(folder) / "rclone.conf").touch()
+            command = [program("rclone", "rclone"), "mount", str(plain), str(at), "--config", str(config)]
+            with self._serving([*command, "--vfs-cache-mode", "full", "--cache-dir", str(cache)], at):
+                settle(at / "disk.img")  # all of it is cached then
+                yield at / "disk.img"
 
     @contextlib.contextmanager
     def _serving(self, command: list[str], at: Path) -> Iterator[None]:
@@ -117,31 +143,17 @@ class Bench:
 def measure(file: Path, load: str, length: int, seconds: float) -> float:
     """Reads a second, or for sequential ones MB a second."""
     how, count = LOADS[load]
-    reader = Path(__file__).with_name("mount_reader.py")
-    readers = [
-        subprocess.Popen(
-            [sys.executable, str(reader), str(file), how, "0", str(length), str(seconds), str(seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for seed in range(count)
-    ]
-    try:
-        time.sleep(0.3 + 0.05 * count)  # all are up before any begins
-        for one in readers:
-            assert one.stdin is not None
-            one.stdin.close()
-        done = 0
-        for one in readers:
-            assert one.stdout is not None
-            with one.stdout as said:
-                done += int(said.read() or 0)
-            if one.wait(60):
-                raise BenchmarkError(f"a reader of {file} failed")
-    finally:
-        for one in readers:
-            stop(one)
-    return done / seconds * (1 if how == "random" else MIB / 1e6)
+    command = [program("fio", "fio"), "--name=read", f"--filename={file}", "--readonly", "--ioengine=psync"]
+    command += ["--direct=1", "--thread", "--group_reporting", "--output-format=json", "--invalidate=0"]
+    command += ["--time_based", f"--runtime={round(1000 * seconds)}ms", f"--numjobs={count}"]
+    command += [f"--size={length}"]
+    if how == "random":
+        command += ["--rw=randread", "--bs=4k", "--norandommap"]
+    else:
+        command += ["--rw=read", "--bs=1M"]
+    with tempfile.TemporaryDirectory() as folder:
+        told = json.loads(run(command, cwd=Path(folder)).output)["jobs"][0]["read"]
+    return float(told["iops"] if how == "random" else told["bw_bytes"] / 1e6)
 
 
 def campaign(

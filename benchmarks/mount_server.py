@@ -1,9 +1,9 @@
 """A program that mounts one file by a driver, as it is when a complete local copy of it exists.
 
-    mount_server.py MOUNTPOINT native|refuse IMAGE
+    mount_server.py MOUNTPOINT native|refuse IMAGE [late]
 
 Shows IMAGE as the file `disk`. Decided here and only here: a source with a local copy, which `refuse` reads
-by Python's `os.pread`. Serves until unmounted.
+by Python's `os.pread`; `late`: a copy that is complete only once the file was opened. Serves until unmounted.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from tests.mounts.drivers import DRIVERS
 class Copied:
     """A file, its source and its copy."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, late: bool) -> None:
         self._path = path
+        self._asked = not late
         self._fd = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._fd).st_size
 
@@ -47,9 +48,10 @@ class Copied:
         """All data."""
         yield Extent(offset, length, True)
 
-    def local_path(self) -> str:
+    def local_path(self) -> str | None:
         """The copy."""
-        return self._path
+        asked, self._asked = self._asked, True
+        return self._path if asked else None
 
     def close(self) -> None:
         """Stays open for the next."""
@@ -76,9 +78,9 @@ class Root:
 
 def main() -> None:
     """The program of the module docstring."""
-    mountpoint, driver, image = sys.argv[1:]
+    mountpoint, driver, image, *late = sys.argv[1:]
     serve(
-        DRIVERS[driver], Root(Copied(image)), mountpoint, DriveOptions(),
+        DRIVERS[driver], Root(Copied(image, "late" in late)), mountpoint, DriveOptions(),
         records=Path(mountpoint).parent / "records", repository="", ready=lambda _: None, tell=print,
     )  # fmt: skip
 

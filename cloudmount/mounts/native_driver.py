@@ -36,7 +36,7 @@ from cloudmount.nodes import Attr, Dir, File, Kind, Link
 if TYPE_CHECKING:
     from cloudmount_native import Session, Shown
 
-MEMORY_BYTES = 32 << 20
+MEMORY_BYTES = 24 << 20
 """Of recently read data, beside the frame cache of the reader below."""
 NAMES = 1024
 """Names of a folder that are asked for at once; 50,000 then take 50 calls instead of 600."""

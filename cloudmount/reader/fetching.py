@@ -41,7 +41,7 @@ Places = list[Location | None]
 
 GROUP = 256
 """Frames whose places are asked of a map together: 0.2 ms, and 50 KiB where all are present."""
-PLACES_BYTES = 8 << 20
+PLACES_BYTES = 4 << 20
 WINDOW = 16 << 20
 """The most plain bytes that are fetched ahead of one sequential reader."""
 PROBE_SECONDS = 5.0

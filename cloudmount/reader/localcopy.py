@@ -150,6 +150,8 @@ class LocalCopy:
     def finished_at(cls, path: Path, wanted: Described) -> LocalCopy | None:
         """A finished, unchanged copy of `wanted` at `path`, to be read; None when there is none."""
         with contextlib.suppress(OSError):
+            if os.stat(path).st_mode & 0o222:  # unfinished; its sidecar may be long
+                return None
             fd = os.open(sidecar_path(path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             try:
                 sidecar = Sidecar.open(fd)
