@@ -220,4 +220,6 @@ def campaign(seed: int, count: int, *, reads: int = 40) -> str:
             faults += round.faults
     with tempfile.TemporaryDirectory(prefix="cache-campaign-") as folder:
         kill_users(Path(folder), seed, count)
-    return f"reader: {count} rounds and kills, {faults} faults, {dict(sorted(done.items()))}"
+    return (
+        f"reader: {count} rounds and kills of a cache's user, {faults} faults, {dict(sorted(done.items()))}"
+    )
