@@ -1,9 +1,9 @@
 """Whether nobody else can have changed a file while we wrote it.
 
-Decided here and only here: how that is known. On Linux, of a file on a local file system that this process
-made itself, the kernel tells of everybody who opens it from then on (inotify); who does not open it can only
-shorten it, and what was cut off takes no room any more. Whoever only reads it counts too: that can't be told
-apart for sure. Where it can't be known at all the answer is no.
+Decided here and only here: how that is known. On Linux, of a file on a local file system, the kernel tells of
+everybody who opens it (inotify); who does not open it can only shorten it, and what was cut off takes no room
+any more. Whoever only reads it counts too: that can't be told apart for sure. Not known is who had it open
+before.
 
 Threading: any one thread at a time.
 """
@@ -22,10 +22,12 @@ _BLOCK = 512
 
 
 class Alone:
-    """Watches the file at `path`, which this process has just made, and opened as often as it will."""
+    """Watches the file at `path`, which this process has opened as often as it will."""
 
     def __init__(self, path: Path) -> None:
         self._fd = -1
+        self.watching = False
+        """Whether that can be done at all; where it can't `holds` is False."""
         if _file_system(path) not in LOCAL:
             return
         with suppress(OSError, AttributeError):
@@ -33,6 +35,7 @@ class Alone:
             self._fd = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
             if self._fd >= 0 and libc.inotify_add_watch(self._fd, os.fsencode(path), _IN_OPEN) < 0:
                 self.close()
+            self.watching = self._fd >= 0
 
     def holds(self, status: os.stat_result, written: int) -> bool:
         """Whether nobody else opened the file so far, nor shortened it: by its `status`, its `written` bytes

@@ -2,8 +2,8 @@
 
 Decided here and only here: what is trusted, and in which order things reach the disk. Pieces are written, the
 file is synced, and only then are they entered in the sidecar, which is synced too (when: `piecewriter`).
-With each such step what the file looks like is entered. A file that looks
-otherwise when it is opened was changed by somebody else, or was being written when its writer died:
+With each such step what the file looks like is entered, unless somebody else opened it meanwhile. A file that
+looks otherwise when it is opened was changed by somebody else, or was being written when its writer died:
 nothing of it is trusted until `verify` compared it with its digests (no store is needed for that).
 Before it is finished a file is compared as a whole, unless it was made and filled in one go while nobody else
 had it open (`alone`). A finished one is read-only, and looked at with every read. And: nothing
@@ -88,8 +88,10 @@ class LocalCopy:
         self._reading: _Descriptor | None = None
         self._writer: PieceWriter | None = None
         self._alone: Alone | None = None
+        self._made = False
+        """Whether all of its file was written since `_alone` watches it."""
         self._bytes = 0
-        """Bytes of its file that were written and entered since it was made."""
+        """Bytes of its file that were written and entered since `_alone` watches it."""
 
     # Opening
 
@@ -184,7 +186,7 @@ class LocalCopy:
         size = self.described.size
         if os.path.lexists(self.path):
             os.chmod(self.path, 0o600)  # it may have been finished once
-        made = not os.path.lexists(self.path)
+        self._made = not os.path.lexists(self.path)
         self._writer = PieceWriter(self.path, self.described.piece, self._commit, self._full)
         file = self._writer.file
         if self._reading is not None and not self._in_place(self._reading.number):
@@ -197,8 +199,7 @@ class LocalCopy:
         file.sync()
         sync_folder(os.fspath(self.path.parent))
         self._reading = _Descriptor(self.path, filling=True)
-        if made:
-            self._alone = Alone(self.path)
+        self._watch()
         if not self.doubtful:
             self._enter([])
 
@@ -325,13 +326,28 @@ class LocalCopy:
         return Seen.of(os.fstat(self._reading.number), finished=finished)
 
     def _enter(self, entries: list[Entry], seen: Seen | None = None) -> None:
-        """Add to the sidecar, with what the file looks like now; then trust it."""
-        seen = seen or self._looks()
-        added = [*entries, Entry(SEEN, 0, 0, seen.pack())]
-        with_room(lambda: self._sidecar.append(added), self.room)
+        """Add to the sidecar, with what the file looks like: `seen`, or now. Then trust it."""
+        looks = seen or self._looks()
+        told = [Entry(SEEN, 0, 0, looks.pack())] if seen is not None or not self._shared() else []
+        if entries or told:
+            with_room(lambda: self._sidecar.append([*entries, *told]), self.room)
         for entry in entries:
             replay(entry, self.trusted)
-        self._seen = seen
+        if told:
+            self._seen = looks
+
+    def _watch(self) -> None:
+        """Watch it from now on."""
+        if self._alone is not None:
+            self._alone.close()
+        self._alone, self._bytes = Alone(self.path), 0
+
+    def _shared(self) -> bool:
+        """Whether somebody else opened it, as far as that is known."""
+        alone, reading = self._alone, self._reading
+        if alone is None or reading is None or not alone.watching:
+            return False
+        return not alone.holds(os.fstat(reading.number), self._bytes)
 
     # Verifying and finishing
 
@@ -355,6 +371,9 @@ class LocalCopy:
                 found.add(first, stop)
             if stopped():
                 return False
+        if self._writer is not None:  # who opened it by now changed it by now, or is told of by `status`
+            self._made = False
+            self._watch()
         status = os.fstat(self._reading.number)
         if Seen.of(status) != was:
             self.distrust()
@@ -422,10 +441,10 @@ class LocalCopy:
 
     def _is_alone(self) -> bool:
         """Whether nobody else can have changed what was written since the file was made."""
-        if self._alone is None or self._reading is None:
+        alone, reading = self._alone, self._reading
+        if alone is None or reading is None or not alone.watching or not self._made:
             return False
-        status = os.fstat(self._reading.number)
-        return status.st_size == self.described.size and self._alone.holds(status, self._bytes)
+        return os.fstat(reading.number).st_size == self.described.size and not self._shared()
 
 
 def _wait_for_room(error: OSError) -> None:

@@ -349,3 +349,31 @@ def test_where_it_cannot_be_watched_it_is_compared(tmp_path: Path, monkeypatch: 
     assert not copy._is_alone()
     assert copy.finish(0, lambda: False)
     copy.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_somebody_changes_while_it_is_filled_is_not_trusted_later(tmp_path: Path, times: int) -> None:
+    """Although more was written, and entered, afterwards; also when it was gone on with meanwhile."""
+    path = tmp_path / "x.img"
+    for n in range(times):
+        copy = claim(path, SIZE)
+        fill(copy, CONTENT, 10 * n, 10 * n + 10)
+        if n:
+            rewritten(path, "r+b")
+        with path.open("r+b") as f:
+            f.seek(5 * PIECE)
+            f.write(b"?" * PIECE)
+        fill(copy, CONTENT, 30, 31 + n)
+        copy.close()
+    copy = LocalCopy.claim(path, described(SIZE), lambda line: None)
+    assert copy.doubtful and right(copy, CONTENT) == 0
+    assert copy.verify(lambda: False)
+    assert right(copy, CONTENT) == 10 * times + times - 1
+    fill(copy, CONTENT, 20, 41)
+    copy.close()
+    copy = LocalCopy.claim(path, described(SIZE), lambda line: None)
+    assert not copy.doubtful, "nobody else opened it since"
+    fill(copy, CONTENT)
+    assert copy.finish(0, lambda: False)
+    copy.close()
+    assert path.read_bytes() == CONTENT
