@@ -18,5 +18,6 @@ def test_under_a_dd(azurite: AzuriteServer, tmp_path: Path, how: str) -> None:
 
 
 @pytest.mark.boot
+@pytest.mark.timeout(300)
 def test_under_a_vm(azurite: AzuriteServer, tmp_path: Path) -> None:
     assert "ready" in vm_outage(azurite, tmp_path, "stall", 3.0, 1.0)
