@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cloudmount.app.hydrations import announced
-from cloudmount.app.opening import disk_cache
+from cloudmount.app.memory import few_arenas
+from cloudmount.app.opening import default_cache_bytes, disk_cache, frames_folder
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.retrying import TRANSFER
@@ -21,25 +21,18 @@ from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
+from cloudmount.tree.bootlearning import BootLearning
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
-GIB = 1 << 30
-MOST_CACHE = 10 * GIB
+MEMORY_BYTES = 24 << 20
+"""Of opened frames, most of them ahead of their readers: what was read, the kernel keeps."""
 WORKERS = 8
 
 
 def log_file(environ: Mapping[str, str] = os.environ) -> Path:
     """What drives in the background write to."""
     return state_folder(environ) / "mount.log"
-
-
-def default_cache_bytes(folder: Path) -> int:
-    """10 GiB, or a quarter of what is free where the cache lies."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
 
 
 def _driver(name: str | None) -> tuple[str, Driver]:
@@ -73,6 +66,7 @@ def mount(
     The disks that are read are completed in the folder `hydrate_to`.
     `driver` is "native" or "refuse"; None: the best that is installed.
     """
+    few_arenas()
     name, make_drive = _driver(driver)
     make_folders(environ)
     store = connect(
@@ -83,13 +77,23 @@ def mount(
         connections=WORKERS + 2 + (REQUESTS if hydrate_to is not None else 0),
     )
     repository = Repository.open(store, passphrase, tell=tell)
-    folder = cache_dir or cache_folder(environ) / repository.config.repo_id / "frames"
+    folder = cache_dir or frames_folder(repository, environ)
     limit = cache_bytes if cache_bytes is not None else default_cache_bytes(folder)
     repository.cache = disk_cache(folder, limit, tell)
-    reader = FrameReader(repository, cache=repository.cache, io_timeout=io_timeout, workers=WORKERS)
+    reader = FrameReader(
+        repository,
+        memory_bytes=MEMORY_BYTES,
+        cache=repository.cache,
+        io_timeout=io_timeout,
+        workers=WORKERS,
+    )
     drive = Drive(repository, reader, Sightings(repository, environ).saw)
     with contextlib.ExitStack() as ending:
         ending.callback(reader.close)
+        ending.callback(drive.close)
+        traces = cache_folder(environ) / repository.config.repo_id / "traces"
+        drive.learning = BootLearning(repository, reader, traces)
+        ending.callback(drive.learning.close)
         if hydrate_to is not None:
             hydrator = Hydrator(Path(os.path.abspath(hydrate_to)), drive, reader, tell)
             drive.local = hydrator

@@ -124,6 +124,8 @@ class FrameReader:
         self._asked: dict[Hashable, Flight[Any]] = {}
         self._lock = threading.Lock()
         self._fetched = Fetched()
+        self._kept = threading.Condition(self._lock)
+        self._keeping = 0
         self._waiting = 0
         self._waited = float("-inf")
 
@@ -132,6 +134,11 @@ class FrameReader:
         with self._lock:
             f = self._fetched
             return Fetched(f.requests, f.bytes, f.frames, f.cached, self.table.wasted)
+
+    def settle(self, seconds: float) -> None:
+        """Wait until what arrived is in the disk cache too, at most so long: for who ends soon after."""
+        with self._kept:
+            self._kept.wait_for(lambda: not self._keeping, seconds)
 
     def close(self) -> None:
         """End at once: who waits gets an error, threads held by a silent store are left to end when they
@@ -293,30 +300,36 @@ class FrameReader:
         if len(data) != run.length:
             raise StoreUnreachableError(f"{len(data)} bytes of {name} came where {run.length} belong")
         with self._lock:
+            self._keeping += 1
             self._fetched.requests += 1
             self._fetched.bytes += len(data)
             self._fetched.frames += len(run.members)
-        if run.members[0].ahead:
-            self.pace.took(time.monotonic() - begun)
-        else:
-            self.pace.answered(time.monotonic() - begun)
-        keep = []
-        wasted = 0
-        for m in run.members:
-            begin = m.at.offset - run.offset
-            sealed = data[begin : begin + m.at.length]
-            try:
-                plain = open_frame(self.repository.keys, m.at, sealed, m.length)
-            except DamagedError as error:
-                self.table.crash(m.key, m.flight, self._damaged(m, error))
-                continue
-            wasted += self.table.land(m.key, m.flight, plain, ahead=m.ahead)
-            keep.append((m.at, sealed))
-        if wasted:
-            readahead.wasted()
-        if self.cache is not None:
-            for at, sealed in keep:  # after those who wait have theirs
-                self.cache.put(cache_key(at), sealed)
+        try:
+            if run.members[0].ahead:
+                self.pace.took(time.monotonic() - begun)
+            else:
+                self.pace.answered(time.monotonic() - begun)
+            keep = []
+            wasted = 0
+            for m in run.members:
+                begin = m.at.offset - run.offset
+                sealed = data[begin : begin + m.at.length]
+                try:
+                    plain = open_frame(self.repository.keys, m.at, sealed, m.length)
+                except DamagedError as error:
+                    self.table.crash(m.key, m.flight, self._damaged(m, error))
+                    continue
+                wasted += self.table.land(m.key, m.flight, plain, ahead=m.ahead)
+                keep.append((m.at, sealed))
+            if wasted:
+                readahead.wasted()
+            if self.cache is not None:
+                for at, sealed in keep:  # after those who wait have theirs
+                    self.cache.put(cache_key(at), sealed)
+        finally:
+            with self._kept:
+                self._keeping -= 1
+                self._kept.notify_all()
 
     @staticmethod
     def _damaged(m: Member, error: DamagedError) -> DamagedError:

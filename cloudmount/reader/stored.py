@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from cloudmount.errors import BlobMissingError, DamagedError, StoreTimeoutError, StoreUnreachableError
 from cloudmount.extents import Extent, check_range, merged
 from cloudmount.reader.fetching import GROUP, WINDOW, Fetched, FrameReader, Member
 from cloudmount.reader.flights import Flight, Key
+from cloudmount.reader.prefetch import Range
 from cloudmount.reader.readahead import NOTHING, REGION, Ahead, Readahead
 from cloudmount.reader.runs import coalesce
 from cloudmount.repo.frames import FrameMap
@@ -43,7 +44,8 @@ class StoredSource:
 
     `ident` names its content: sources of equal `ident` share memory, so it must never stand for two
     contents. `renew` gives a newer map when the store has one (called once for a read that found an
-    object missing, on a worker), else None. `size` in bytes.
+    object missing, on a worker), else None. Without `ahead` only frames that hold what is asked for are
+    fetched, beforehand what `prefetch` is told. `size` in bytes.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class StoredSource:
         ident: Hashable,
         *,
         renew: Callable[[], FrameMap | None] | None = None,
+        ahead: bool = True,
     ) -> None:
         self.size = frame_map.size
         self._reader, self._table = reader, reader.table
@@ -67,6 +70,7 @@ class StoredSource:
             longest=longest,
             region=REGION // self._frame,
         )
+        self._alone = not ahead
         self._last = -1
         self._closed = False
 
@@ -101,15 +105,13 @@ class StoredSource:
             offset = stop * self._frame
         return b"".join(parts)
 
-    def fetch_ahead(self, offset: int, length: int) -> None:
+    def fetch_ahead(self, ranges: Range) -> None:
         """As `prefetch.Prefetchable` says."""
-        check_range(self.size, offset, length)
-        self._fetch_ahead(
-            offset // self._frame,
-            -(-(offset + length) // self._frame),
-            time.monotonic() + self._reader.io_timeout,
-            alone=True,
-        )
+        numbers: set[int] = set()
+        for offset, length in ranges:
+            check_range(self.size, offset, length)
+            numbers.update(range(offset // self._frame, -(-(offset + length) // self._frame)))
+        self._fetch_ahead(sorted(numbers), time.monotonic() + self._reader.io_timeout, alone=True)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """The range by the map alone: blocks of 2 MiB (files of few frames: frames), ZERO where nothing
@@ -120,6 +122,12 @@ class StoredSource:
         if isinstance(self._map, StreamMap):
             return merged(self._blocks(offset, offset + length))
         return merged(self._single_frames(offset, offset + length))
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Begin to fetch the frames that hold these bytes; who reads them meets what fails."""
+        check_range(self.size, offset, length)
+        if length and not self._closed:
+            self._schedule(Ahead(0, offset // self._frame, -(-(offset + length) // self._frame)))
 
     def close(self) -> None:
         """Reads begun later are refused. What is in memory stays: other sources may share it."""
@@ -348,6 +356,8 @@ class StoredSource:
         self._schedule(self._ahead_of(first, stop))
 
     def _ahead_of(self, first: int, stop: int, beside: int = 0) -> Ahead:
+        if self._alone:
+            return NOTHING
         allowed = self._reader.pace.limit // self._frame
         return self._readahead.read(first, stop, allowed, beside // self._frame)
 
@@ -362,19 +372,19 @@ class StoredSource:
             stop = min(first + chunk, ahead.stop)
             if all(self._table.there((self._ident, n)) or self._is_absent(n) for n in range(first, stop)):
                 continue
-            job = functools.partial(self._fetch_ahead, first, stop, ends)
+            job = functools.partial(self._fetch_ahead, range(first, stop), ends)
             if not self._reader.workers.submit(job, ends, urgent=False):
                 self._readahead.refused(Ahead(0, first, ahead.stop))
                 return
 
-    def _fetch_ahead(self, first: int, stop: int, ends: float, *, alone: bool = False) -> None:
-        """Bring the frames `first` up to `stop` that are nowhere yet, on this thread; where they take several
-        requests, other workers help, unless `alone`."""
+    def _fetch_ahead(self, numbers: Sequence[int], ends: float, *, alone: bool = False) -> None:
+        """Bring those of these frames that are nowhere yet, on this thread; where they take several requests,
+        other workers help, unless `alone`."""
         reader, table, ident = self._reader, self._table, self._ident
         mine: dict[Key, Flight[bytes]] = {}
         try:
             rows: dict[int, Location] = {}
-            for n in range(first, stop):
+            for n in numbers:
                 at = reader.load_places(self._map, n // GROUP)[n % GROUP]
                 if at is not None:
                     rows[n] = at

@@ -19,6 +19,7 @@ from cloudmount.extents import BlockSource, Bytes, Zeros
 from cloudmount.nodes import Attr, Kind, Node
 from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import StoredSource
+from cloudmount.reader.tracing import TracedSource
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.listings import Listing
 from cloudmount.repo.names import SnapshotKey
@@ -26,6 +27,7 @@ from cloudmount.repo.snapshots import Snapshot, StreamRoot
 from cloudmount.repo.streams import StreamMap
 from cloudmount.repo.structures import BLOCK_BYTES
 from cloudmount.tree.bootguess import Watched
+from cloudmount.tree.inside import DiskDir, Inside, MadeFile
 
 if TYPE_CHECKING:
     from cloudmount.tree.drive import Drive
@@ -73,8 +75,29 @@ class StoredDisk:
     def content(self) -> Prefetchable:
         """The raw disk."""
         drive = self._opened.drive
-        stored = StoredSource(drive.reader, self.map, self.ident)
-        return stored if drive.local is None else drive.local.content(self, stored)
+        content: Prefetchable = StoredSource(drive.reader, self.map, self.ident)
+        if drive.local is not None:
+            content = drive.local.content(self, content)
+        return TracedSource(content, lambda: drive.recorder(self))
+
+    def quiet(self) -> BlockSource:
+        """The raw disk for who reads what is inside: it fetches what is asked for and nothing beside (but see
+        `extents.Prefetching`), and reading it starts no completion."""
+        drive = self._opened.drive
+        stored = StoredSource(drive.reader, self.map, self.ident, ahead=False)
+        if drive.local is None:
+            return stored
+        drive.local.opening(self)  # a finished copy is used from the start
+        return drive.local.content(self, stored, starts=False)
+
+    @cached_property
+    def inside(self) -> Inside:
+        """Its partitions."""
+        return Inside(self, self._opened)
+
+    def node(self) -> DiskDir:
+        """The folder of what is inside."""
+        return DiskDir(self, self._opened)
 
     @property
     def ident(self) -> tuple[str, str]:
@@ -115,7 +138,10 @@ class StoredDisk:
     def _shown(self, source: BlockSource, format: str) -> BlockSource:
         local = self._opened.drive.local
         source = Watched(source, format, lambda: self._opened.drive.boots(self))
-        return source if local is None else _Shown(source, lambda: local.path(self, format))
+        if local is None:
+            return source
+        local.opening(self)
+        return _Shown(source, lambda: local.path(self, format))
 
 
 class _Shown:
@@ -200,7 +226,7 @@ class SnapshotDir:
             own[MACHINE_JSON] = _json_file(opened)
         for disk in opened.disks:
             if disk.folder == self._path:
-                own |= dict(_disk_files(opened, disk))
+                own |= dict(_disk_nodes(opened, disk))
         return own
 
     def lookup(self, name: str) -> Node | None:
@@ -272,19 +298,6 @@ class StoredLink:
         return self.entry.target or ""
 
 
-class MadeFile:
-    """A file that is made from something else: a container, or `machine.json`."""
-
-    def __init__(self, attr: Attr, source: Callable[[], BlockSource], note: str = "") -> None:
-        self._attr, self._source, self.note = attr, source, note
-
-    def attr(self) -> Attr:
-        return self._attr
-
-    def open(self) -> BlockSource:
-        return self._source()
-
-
 def _json_file(opened: OpenedSnapshot) -> MadeFile:
     content = opened.machine_json()
     mtime = opened.snapshot.key.time * 10**9
@@ -292,7 +305,7 @@ def _json_file(opened: OpenedSnapshot) -> MadeFile:
     return MadeFile(attr, lambda: Bytes(content))
 
 
-def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str, MadeFile]]:
+def _disk_nodes(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str, Node]]:
     def attr(name: str, size: int, allocated: int) -> Attr:
         at = opened.inode(f"{disk.folder}/{name}" if disk.folder else name)
         return Attr(Kind.FILE, size, int(disk.summary["mtime_ns"]), 0o444, at, allocated=allocated)
@@ -306,3 +319,4 @@ def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str,
     raw = int(disk.summary["size"])
     stored = min(raw, disk.blocks * BLOCK_BYTES)
     yield f"{disk.name}.img", MadeFile(attr(f"{disk.name}.img", raw, stored), disk.shown_raw, note)
+    yield disk.name, disk.node()
