@@ -32,6 +32,7 @@ lint: setup
 bench:
 	@scripts/setup.sh bench
 	$(PY) benchmarks/backup.py $(ARGS)
+	$(PY) benchmarks/hydrate.py $(ARGS)
 	$(PY) benchmarks/boot.py $(ARGS)
 	$(PY) benchmarks/replay.py
 	$(PY) benchmarks/files.py

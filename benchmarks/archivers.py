@@ -90,6 +90,11 @@ class Cloudmount(Archiver):
         done = run([self._program, "restore", "server", target], env=self.environ)
         return done, target / image.name
 
+    def hydrate(self, target: Path) -> tuple[Run, Path]:
+        """Complete a copy of the disk in the empty folder `target`, measured; where it lies then."""
+        done = run([self._program, "hydrate", "server", "--to", target], env=self.environ)
+        return done, next(target.glob("server/*/*.vhdx"))
+
     def verify(self, image: Path, restored: Path) -> None:
         """The restored VHDX is not the same file: it is the same disk."""
         formats = ["-f", "vhdx", "-F", "vhdx"] if image.suffix == ".vhdx" else []

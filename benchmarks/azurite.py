@@ -27,16 +27,17 @@ _START_SECONDS = 60
 
 
 class Azurite:
-    """A running Azurite that keeps its blobs in `folder`; a context manager that ends it."""
+    """A running Azurite that keeps its blobs in `folder`, at `port` of loopback or any; a context manager
+    that ends it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int = 0) -> None:
         if not _MAIN.exists():
             raise BenchmarkError(f"no Azurite in {_MAIN.parents[4]}: scripts/setup.sh bench installs it")
         self._log = folder / "access.log"
-        blobs = folder / "blobs"
-        blobs.mkdir(exist_ok=True)
-        command = [program("node", "nodejs"), str(_MAIN), "--blobHost", "127.0.0.1", "--blobPort", "0"]
-        command += ["--location", str(blobs), "--disableTelemetry", "--skipApiVersionCheck"]
+        self.blobs = folder / "blobs"
+        self.blobs.mkdir(exist_ok=True)
+        command = [program("node", "nodejs"), str(_MAIN), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+        command += ["--location", str(self.blobs), "--disableTelemetry", "--skipApiVersionCheck"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:

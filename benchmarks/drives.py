@@ -28,7 +28,7 @@ from pathlib import Path
 
 from benchmarks import azurite
 from benchmarks.ageing import Ageing
-from benchmarks.commands import BenchmarkError, cloudmount, program, run, stop, version
+from benchmarks.commands import BenchmarkError, Run, cloudmount, program, run, stop, version
 from benchmarks.vm import Disk, boot
 from cloudmount.app.places import connect
 from cloudmount.repo.names import TRACES
@@ -176,6 +176,11 @@ class Cloudmount(Way):
         with self._served([self.program, "mount", str(drive)], self._environ, disk, drive):
             yield Disk(str(disk))
 
+    def copied(self, folder: Path) -> tuple[Run, Path]:
+        """The whole disk in the empty folder `folder`, measured, caches too; where it lies then."""
+        command = [self._program, "hydrate", "server", "--to", folder / "copies"]
+        return run(command, env=self.environ(folder)), next(folder.glob("copies/server/*/*.vhdx"))
+
     def _end(self) -> None:
         if self.failed() is None:
             subprocess.run([self.program, "umount", self._drive], env=self._environ, check=False)
@@ -237,11 +242,9 @@ class Rclone(Way):
     def prepare(self, work: Path, done: set[str]) -> dict[str, float]:
         return _upload_plain(self.image, done)
 
-    @contextlib.contextmanager
-    def opened(self, folder: Path) -> Iterator[Disk]:
-        drive = folder / "drive"
-        drive.mkdir()
-        environ = {
+    def _environ(self, folder: Path) -> dict[str, str]:
+        (folder / "rclone.conf").touch()
+        return {
             **os.environ,
             "RCLONE_CONFIG": str(folder / "rclone.conf"),
             "RCLONE_AZUREBLOB_ACCOUNT": azurite.ACCOUNT,
@@ -249,7 +252,17 @@ class Rclone(Way):
             "RCLONE_AZUREBLOB_ENDPOINT": azurite.account_url(),
             "RCLONE_AZUREBLOB_USE_EMULATOR": "true",
         }
-        (folder / "rclone.conf").touch()
+
+    def copied(self, folder: Path) -> tuple[Run, Path]:
+        """The whole disk in the empty folder `folder`, measured; where it lies then."""
+        command = [self._program, "copy", f":azureblob:{PLAIN}/{self.image.name}", folder]
+        return run(command, env=self._environ(folder)), folder / self.image.name
+
+    @contextlib.contextmanager
+    def opened(self, folder: Path) -> Iterator[Disk]:
+        drive = folder / "drive"
+        drive.mkdir()
+        environ = self._environ(folder)
         command = [self._program, "mount", f":azureblob:{PLAIN}", str(drive), "--vfs-cache-mode", "full"]
         command += ["--cache-dir", str(folder / "cache")]
         with self._served(command, environ, drive / self.image.name, drive):
@@ -316,6 +329,11 @@ class Restic(Way):
             environ = self._environ(Path(folder))
             run([self._program, "init"], env=environ)
             return {"backup seconds": run([self._program, "backup", self.image], env=environ).seconds}
+
+    def copied(self, folder: Path) -> tuple[Run, Path]:
+        """The whole disk in the empty folder `folder`, measured, caches too; where it lies then."""
+        command = [self._program, "restore", "latest", "--target", folder]
+        return run(command, env=self._environ(folder)), folder / self.image.relative_to("/")
 
     @contextlib.contextmanager
     def opened(self, folder: Path) -> Iterator[Disk]:

@@ -35,6 +35,7 @@ MARKS = {
         "reader/test_campaign.py",
         "reader/test_io_timeout.py",
         "tree/test_drive_outage.py",
+        "tree/test_killed_drives.py",
     ),
 }
 

@@ -182,4 +182,6 @@ def _hydrate(repository: Repository, job: _Job, tell: Callable[[str], None]) -> 
     except OSError as error:
         raise TargetExistsError(f"{copy.path}: can't be written: {error.strerror}") from None
     finally:
+        if job.filling is not None:
+            job.filling.stop()  # nothing of it waits for room any more
         local.copy.close()

@@ -60,9 +60,6 @@ class Hooks:
         """A frame that needs no request."""
         return None
 
-    def brought(self, frame: Frame, plain: bytes) -> None:
-        """A frame is verified; called before it is given out."""
-
     def verified(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
         """Those of a batch that are sound, in order; called before they are given out. What it raises, the
         iterator raises."""
@@ -158,10 +155,7 @@ def _bring(repository: Repository, batch: _Batch, hooks: Hooks) -> None:
             _read(repository, run, frames, found)
             hooks.took(time.monotonic() - began)
         result: _Result = list(zip(frames, found, strict=True))
-        sound = [(frame, plain) for frame, plain in result if isinstance(plain, bytes)]
-        for frame, plain in sound:
-            hooks.brought(frame, plain)
-        hooks.verified(sound)
+        hooks.verified([(frame, plain) for frame, plain in result if isinstance(plain, bytes)])
         batch.flight.land(result)
     except BaseException as error:
         batch.flight.crash(error)

@@ -5,15 +5,16 @@ there, in the order of the disk, which is that of the packs where it was backed 
 waits for goes first, that memory and requests under way are bounded (`read_frames`), that damaged pieces
 don't keep the others from coming, and that the copy is finished only when everything in it was verified.
 
-Threading: `fill` belongs to one thread; a `Filling` may be looked at, and stopped, by any.
+Threading: `fill` belongs to one thread, and what it brings is written by others; a `Filling` may be looked
+at, and stopped, by any. When `fill` has raised, it has stopped.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from cloudmount.errors import CloudMountError, DamagedError
 from cloudmount.extents import BlockSource
@@ -22,8 +23,7 @@ from cloudmount.reader.bulk import BATCH, MEMORY, WORKERS, Hooks, read_frames
 from cloudmount.reader.hydrating import LocalDisk
 from cloudmount.reader.localcopy import LocalCopy
 from cloudmount.reader.pieces import Pieces
-from cloudmount.reader.piecewriter import CHUNK
-from cloudmount.reader.sidecar import digests_of
+from cloudmount.reader.piecewriter import CHUNK, Put
 from cloudmount.repo.frames import Frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.streams import StreamMap
@@ -80,7 +80,7 @@ class Filling:
         self._mtime_ns, self._tell = mtime_ns, tell
         self._memory, self._workers = memory_bytes, workers
         self._stop = threading.Event()
-        self._hooks = _Considerate(self._stop, idle, at_hand, self.copy.described.piece, self._waited)
+        self._idle, self._at_hand = idle, at_hand
         self._told_full = False
         self.copy.room = self._no_room
 
@@ -129,11 +129,6 @@ class Filling:
         self.state = COMPLETE
         return True
 
-    def _waited(self) -> None:
-        """Nothing comes: what came is not kept waiting for it."""
-        self._check_stopped()
-        self.copy.tick()
-
     def _check_stopped(self) -> None:
         if self._stop.is_set():
             raise StoppedError("stopped")
@@ -152,18 +147,18 @@ class Filling:
         copy, piece = self.copy, self.copy.described.piece
         for first, stop in list(copy.trusted.runs(0, copy.positions.head // piece, present=False)):
             for at in range(first * piece, stop * piece, CHUNK):
-                copy.put(at, container.read_at(at, min(CHUNK, stop * piece - at)))
+                copy.put([Put(at, container.read_at(at, min(CHUNK, stop * piece - at)))])
         copy.commit()
 
     def _content(self) -> list[str]:
         """Every stored frame that is missing; what is damaged."""
         copy = self.copy
-        piece, size = copy.described.piece, copy.described.size
         damaged: list[str] = []
+        batch = FIRST_REQUEST
         again = True
         while again and not damaged:
             again = False
-            self._hooks.digests.clear()
+            hooks = _Considerate(self._stop, self._idle, self._at_hand, self._put, batch)
             wanted = _Wanted(self._stream, self._local, copy)
             frames = read_frames(
                 self._repository,
@@ -171,42 +166,56 @@ class Filling:
                 workers=self._workers,
                 memory_bytes=self._memory,
                 on_damage=lambda frame, error: damaged.append(str(error)),
-                hooks=self._hooks,
+                hooks=hooks,
             )
-            with closing(frames):
-                for frame, plain in frames:
+            try:
+                for _ in frames:
                     again = True  # what could not be synced is missing again
                     self._check_stopped()
-                    position = copy.positions.position(frame.number * self._stream.frame_bytes)
-                    assert position is not None
-                    digests = self._hooks.digests.pop(frame.number, None)
-                    short = min(-len(plain) % piece, size - position - len(plain))
-                    if short:
-                        plain, digests = plain + bytes(short), None
-                    copy.put(position, plain, digests)
+            except BaseException:
+                self._stop.set()  # who waits for room waits no longer
+                raise
+            finally:
+                frames.close()
+                hooks.close()
+            batch = hooks.batch_bytes()
             copy.commit()
         return damaged
 
+    def _put(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
+        """On a worker: write frames that it brought."""
+        positions, d = self.copy.positions, self.copy.described
+
+        def puts() -> Iterator[Put]:
+            for frame, plain in frames:
+                position = positions.position(frame.number * self._stream.frame_bytes)
+                assert position is not None
+                short = min(-len(plain) % d.piece, d.size - position - len(plain))
+                yield Put(position, plain + bytes(short) if short else plain)
+
+        self.copy.put(puts())
+
 
 class _Considerate(Hooks):
-    """Requests that take a part of a second each, after those that somebody waits for."""
+    """Requests that take a part of a second each, after those that somebody waits for; what they bring is
+    given to `put` by the threads that opened it."""
 
     def __init__(
         self,
         stop: threading.Event,
         idle: Callable[[], float] | None,
         at_hand: Callable[[Frame], bytes | None] | None,
-        piece: int,
-        waited: Callable[[], None],
+        put: Callable[[Sequence[tuple[Frame, bytes]]], None],
+        batch: int,
     ) -> None:
-        self._stop, self._idle, self._give, self._piece = stop, idle, at_hand, piece
-        self._waited = waited
-        self.digests: dict[int, list[bytes]] = {}
-        """Of frames that were brought and not written yet: hashed on the threads that opened them."""
-        self._bytes = FIRST_REQUEST
+        self._stop, self._idle, self._give, self._put = stop, idle, at_hand, put
+        self._bytes = batch
+        self._putting, self._closed = 0, False
+        self._change = threading.Condition()
 
     def waited(self) -> None:
-        self._waited()
+        if self._stop.is_set():
+            raise StoppedError("stopped")
 
     def batch_bytes(self) -> int:
         return self._bytes
@@ -227,8 +236,24 @@ class _Considerate(Hooks):
     def at_hand(self, frame: Frame) -> bytes | None:
         return self._give(frame) if self._give is not None else None
 
-    def brought(self, frame: Frame, plain: bytes) -> None:
-        self.digests[frame.number] = digests_of(plain, self._piece)
+    def verified(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
+        with self._change:
+            if self._closed or self._stop.is_set():
+                raise StoppedError("stopped")
+            self._putting += 1
+        try:
+            self._put(frames)
+        finally:
+            with self._change:
+                self._putting -= 1
+                self._change.notify_all()
+
+    def close(self) -> None:
+        """Returns when nothing is being put any more, nor will be."""
+        with self._change:
+            self._closed = True
+            while self._putting:
+                self._change.wait()
 
 
 class _Wanted:

@@ -1,14 +1,16 @@
 """A disk's copy on this machine: a file that fills up piece by piece, and its sidecar.
 
 Decided here and only here: what is trusted, and in which order things reach the disk. Pieces are written, the
-file is synced, and only then are they entered in the sidecar, which is synced too; not later than every
-`COMMIT_BYTES` or `COMMIT_SECONDS`. With each such step what the file looks like is entered. A file that looks
-otherwise when it is opened was changed by somebody else, or was being written when its writer died:
+file is synced, and only then are they entered in the sidecar, which is synced too (when: `piecewriter`).
+With each such step what the file looks like is entered, unless somebody else opened it meanwhile. A file that
+looks otherwise when it is opened was changed by somebody else, or was being written when its writer died:
 nothing of it is trusted until `verify` compared it with its digests (no store is needed for that).
-A finished file is compared once more as a whole, made read-only, and looked at with every read. And: nothing
+Before it is finished a file is compared as a whole, unless it was made and filled in one go while nobody else
+had it open (`alone`). A finished one is read-only, and looked at with every read. And: nothing
 that was not ours is overwritten; one process at a time fills a copy (a lock on the sidecar).
 
-Threading: `claim` and what writes belong to one thread; `read` and `has` may be called from any.
+Threading: `claim` and what writes belong to one thread; `put`, `read` and `has` may be called from any. What
+was put is entered on the writer's thread; `verify`, `zeros` and `finish` are for when nobody puts.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cloudmount.blobs.placing import sync_folder
-from cloudmount.errors import NoRoomError, TargetExistsError
+from cloudmount.errors import CloudMountError, NoRoomError, TargetExistsError
+from cloudmount.reader.alone import Alone
 from cloudmount.reader.filelock import locked_file
 from cloudmount.reader.pieces import Pieces
-from cloudmount.reader.piecewriter import CHUNK, FULL, PieceWriter, with_room
+from cloudmount.reader.piecewriter import CHUNK, FULL, PieceWriter, Put, with_room
 from cloudmount.reader.positions import Positions, Unmoved
 from cloudmount.reader.sidecar import (
     LOST,
@@ -38,8 +41,6 @@ from cloudmount.reader.sidecar import (
 )
 from cloudmount.reader.soundness import all_sound, data_ranges, replay
 
-COMMIT_BYTES, COMMIT_SECONDS = 32 << 20, 1.0
-"""What a kill or a power cut loses at most; whichever is less."""
 ROOM_SECONDS = 5.0
 """How often a full disk is tried again."""
 
@@ -86,7 +87,11 @@ class LocalCopy:
         self._seen: Seen | None = None
         self._reading: _Descriptor | None = None
         self._writer: PieceWriter | None = None
-        self._since = time.monotonic()
+        self._alone: Alone | None = None
+        self._made = False
+        """Whether all of its file was written since `_alone` watches it."""
+        self._bytes = 0
+        """Bytes of its file that were written and entered since `_alone` watches it."""
 
     # Opening
 
@@ -140,8 +145,7 @@ class LocalCopy:
                 copy.room = _give_up
                 copy._open_for_writing(fresh)
         except BaseException:
-            if copy._writer is not None:
-                copy._writer.file.close()
+            copy._end_writing()
             raise
         copy.room = _wait_for_room
         return copy
@@ -184,7 +188,8 @@ class LocalCopy:
         size = self.described.size
         if os.path.lexists(self.path):
             os.chmod(self.path, 0o600)  # it may have been finished once
-        self._writer = PieceWriter(self.path, self.described.piece)
+        self._made = not os.path.lexists(self.path)
+        self._writer = PieceWriter(self.path, self.described.piece, self._commit, self._full)
         file = self._writer.file
         if self._reading is not None and not self._in_place(self._reading.number):
             raise _Replaced(self.path)
@@ -196,6 +201,7 @@ class LocalCopy:
         file.sync()
         sync_folder(os.fspath(self.path.parent))
         self._reading = _Descriptor(self.path, filling=True)
+        self._watch()
         if not self.doubtful:
             self._enter([])
 
@@ -209,16 +215,23 @@ class LocalCopy:
         """Enter what is written, and let others have it. Reads under way end as they began."""
         try:
             self.room = _give_up
-            with contextlib.suppress(OSError):  # a full disk: what is not entered is fetched again
+            # A full disk, or it was stopped: what is not entered is fetched again.
+            with contextlib.suppress(OSError, CloudMountError):
                 self.commit()
         finally:
-            if self._writer is not None:
-                self._writer.file.close()
-                self._writer = None
+            self._end_writing()
             if self._lock >= 0:
                 os.close(self._lock)
                 self._lock = -1
             self._reading = None
+
+    def _end_writing(self) -> None:
+        writer, self._writer = self._writer, None
+        alone, self._alone = self._alone, None
+        if writer is not None:
+            writer.close()
+        if alone is not None:
+            alone.close()
 
     # Reading
 
@@ -281,46 +294,62 @@ class LocalCopy:
 
     # Writing
 
-    def put(self, position: int, data: bytes, digests: Sequence[bytes] | None = None) -> None:
-        """Write whole pieces at `position`, at most `CHUNK` bytes; only the file's last may be shorter.
-        `digests` are theirs, if somebody made them already."""
-        writer = self._writer
-        assert writer is not None
-        writer.put(position, data, digests, self.room)
-        if writer.written >= COMMIT_BYTES or time.monotonic() - self._since >= COMMIT_SECONDS:
-            self.commit()
-
-    def tick(self) -> None:
-        """Commit if that is soon due: to be called now and then when nothing comes to be written."""
-        if time.monotonic() - self._since >= COMMIT_SECONDS / 2:
-            self.commit()
+    def put(self, pieces: Iterable[Put]) -> None:
+        """Write pieces, each at most `CHUNK` bytes, and have them entered soon. May raise what entering
+        others met."""
+        assert self._writer is not None
+        self._writer.put(pieces)
 
     def commit(self) -> None:
-        """Bring what is written to the disk, and enter it."""
-        if self._writer is None:
-            return
-        entries = self._writer.take(self.room)
-        if entries:
-            try:
-                self._writer.file.sync()
-            except OSError as error:
-                # The kernel forgets what it could not write: those pieces are to be written again.
-                if error.errno not in FULL:
-                    raise
-                self.room(error)
-                return
-            self._enter(entries)
-        self._since = time.monotonic()
+        """Have what was put on the disk, and entered, when this returns."""
+        if self._writer is not None:
+            self._writer.drain()
 
-    def _enter(self, entries: list[Entry], *, finished: bool = False) -> None:
-        """Add to the sidecar, with what the file looks like now; then trust it."""
+    def _commit(self, entries: list[Entry]) -> None:
+        """On the writer's thread: bring what is written to the disk, and enter it."""
+        assert self._writer is not None
+        try:
+            self._writer.file.sync()
+        except OSError as error:
+            # The kernel forgets what it could not write: those pieces are to be written again.
+            if error.errno not in FULL:
+                raise
+            self.room(error)
+            return
+        self._enter(entries)
+        piece, size = self.described.piece, self.described.size
+        self._bytes += sum(min(size, (e.first + e.pieces) * piece) - e.first * piece for e in entries)
+
+    def _full(self, error: OSError) -> None:
+        self.room(error)
+
+    def _looks(self, *, finished: bool = False) -> Seen:
         assert self._reading is not None
-        seen = Seen.of(os.fstat(self._reading.number), finished=finished)
-        added = [*entries, Entry(SEEN, 0, 0, seen.pack())]
-        with_room(lambda: self._sidecar.append(added), self.room)
+        return Seen.of(os.fstat(self._reading.number), finished=finished)
+
+    def _enter(self, entries: list[Entry], seen: Seen | None = None) -> None:
+        """Add to the sidecar, with what the file looks like: `seen`, or now. Then trust it."""
+        looks = seen or self._looks()
+        told = [Entry(SEEN, 0, 0, looks.pack())] if seen is not None or not self._shared() else []
+        if entries or told:
+            with_room(lambda: self._sidecar.append([*entries, *told]), self.room)
         for entry in entries:
             replay(entry, self.trusted)
-        self._seen = seen
+        if told:
+            self._seen = looks
+
+    def _watch(self) -> None:
+        """Watch it from now on."""
+        if self._alone is not None:
+            self._alone.close()
+        self._alone, self._bytes = Alone(self.path), 0
+
+    def _shared(self) -> bool:
+        """Whether somebody else opened it, as far as that is known."""
+        alone, reading = self._alone, self._reading
+        if alone is None or reading is None or not alone.watching:
+            return False
+        return not alone.holds(os.fstat(reading.number), self._bytes)
 
     # Verifying and finishing
 
@@ -329,6 +358,7 @@ class LocalCopy:
         is. False when `stopped`, or when somebody changed the file meanwhile."""
         assert self._lock >= 0
         assert self._reading is not None
+        self.commit()
         if not self._in_place(self._reading.number):
             raise _Replaced(self.path)
         told, found = Pieces(self.described.pieces), Pieces(self.described.pieces)
@@ -343,6 +373,9 @@ class LocalCopy:
                 found.add(first, stop)
             if stopped():
                 return False
+        if self._writer is not None:  # who opened it by now changed it by now, or is told of by `status`
+            self._made = False
+            self._watch()
         status = os.fstat(self._reading.number)
         if Seen.of(status) != was:
             self.distrust()
@@ -361,7 +394,7 @@ class LocalCopy:
         finished = whole and asis and not self.missing
         if not finished and self._writer is None:
             self._open_for_writing(False)
-        self._enter(lost, finished=finished)
+        self._enter(lost, self._looks(finished=finished))
         self.doubtful, self.finished = False, finished
         return True
 
@@ -385,12 +418,13 @@ class LocalCopy:
         self._enter([Entry(ZEROS, first, stop - first) for first, stop in runs])
 
     def finish(self, mtime_ns: int, stopped: Callable[[], bool]) -> bool:
-        """Compare all of it with its digests, and make it read-only. False when something has to be
-        fetched again, or when `stopped`."""
+        """Compare all of it with its digests where somebody else may have changed it, and make it read-only.
+        False when something has to be fetched again, or when `stopped`."""
         self.commit()
         if self.missing:
             return False
-        if not self.verify(stopped) or self.missing:
+        alone = self._is_alone()
+        if not alone and (not self.verify(stopped) or self.missing):
             return False
         assert self._writer is not None
         file = self._writer.file
@@ -399,11 +433,20 @@ class LocalCopy:
         os.utime(file.fd, ns=(mtime_ns, mtime_ns))
         os.fchmod(file.fd, 0o444)
         with_room(file.sync, self.room)
-        self._enter([], finished=True)
+        seen = self._looks(finished=True)
+        if alone and not self._is_alone():  # only just now
+            return False
+        self._enter([], seen)
         self.finished = True
-        self._writer = None
-        file.close()
+        self._end_writing()
         return True
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else can have changed what was written since the file was made."""
+        alone, reading = self._alone, self._reading
+        if alone is None or reading is None or not alone.watching or not self._made:
+            return False
+        return os.fstat(reading.number).st_size == self.described.size and not self._shared()
 
 
 def _wait_for_room(error: OSError) -> None:

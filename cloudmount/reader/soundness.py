@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloudmount.blobs.direct import LargeReader, aligned_memory
 from cloudmount.errors import NotFoundError
 from cloudmount.reader.pieces import Pieces
 from cloudmount.reader.sidecar import (
@@ -49,32 +52,55 @@ def replay(entry: Entry, pieces: Pieces) -> Seen | None:
     return None
 
 
-def sound(fd: int, described: Described, entry: Entry) -> Iterator[tuple[int, int]]:
-    """Runs (first, stop) of an entry's pieces that are in the file as it says."""
-    piece, size = described.piece, described.size
-    if entry.kind == PIECES:
-        at_once = max(1, AT_ONCE // piece)
-        for first in range(0, entry.pieces, at_once):
-            start = (entry.first + first) * piece
-            there = memoryview(os.pread(fd, at_once * piece, start))
-            for n in range(first, min(first + at_once, entry.pieces)):
-                at = (entry.first + n) * piece
-                data = there[at - start : at - start + min(piece, size - at)]
-                wanted = entry.data[n * DIGEST_BYTES : (n + 1) * DIGEST_BYTES]
-                if len(data) == min(piece, size - at) and digest(data) == wanted:
-                    yield entry.first + n, entry.first + n + 1
-    elif entry.kind == ZEROS:
-        good = entry.first
-        stop = entry.first + entry.pieces
-        for low, high in data_ranges(fd, entry.first * piece, min(size, stop * piece)):
-            for n in range(low // piece, -(-high // piece)):
-                length = min(piece, size - n * piece)
-                if os.pread(fd, length, n * piece) != bytes(length):
-                    if good < n:
-                        yield good, n
-                    good = n + 1
-        if good < stop:
-            yield good, stop
+class _Comparing:
+    """One file compared with what its sidecar says of it, by several threads."""
+
+    def __init__(self, fd: int, described: Described) -> None:
+        self._fd, self._described = fd, described
+        self._reader = LargeReader(fd)
+        self._own = threading.local()
+
+    def _read(self, length: int, at: int) -> memoryview:
+        """What is there, in memory of this thread that is used again."""
+        room: memoryview | None = getattr(self._own, "room", None)
+        if room is None or len(room) < length:
+            room = self._own.room = aligned_memory(length)
+        return room[: self._reader.read_into(room[:length], at)]
+
+    def close(self) -> None:
+        """End it, when no thread uses it any more."""
+        self._reader.close()
+
+    def sound(self, entry: Entry) -> list[tuple[int, int]]:
+        """Runs (first, stop) of an entry's pieces that are in the file as it says."""
+        return list(self._sound(entry))
+
+    def _sound(self, entry: Entry) -> Iterator[tuple[int, int]]:
+        fd = self._fd
+        piece, size = self._described.piece, self._described.size
+        if entry.kind == PIECES:
+            at_once = max(1, AT_ONCE // piece)
+            for first in range(0, entry.pieces, at_once):
+                start = (entry.first + first) * piece
+                there = self._read(min(at_once, entry.pieces - first) * piece, start)
+                for n in range(first, min(first + at_once, entry.pieces)):
+                    at = (entry.first + n) * piece
+                    data = there[at - start : at - start + min(piece, size - at)]
+                    wanted = entry.data[n * DIGEST_BYTES : (n + 1) * DIGEST_BYTES]
+                    if len(data) == min(piece, size - at) and digest(data) == wanted:
+                        yield entry.first + n, entry.first + n + 1
+        elif entry.kind == ZEROS:
+            good = entry.first
+            stop = entry.first + entry.pieces
+            for low, high in data_ranges(fd, entry.first * piece, min(size, stop * piece)):
+                for n in range(low // piece, -(-high // piece)):
+                    length = min(piece, size - n * piece)
+                    if os.pread(fd, length, n * piece) != bytes(length):
+                        if good < n:
+                            yield good, n
+                        good = n + 1
+            if good < stop:
+                yield good, stop
 
 
 def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -95,19 +121,16 @@ def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         start = max(high, start + 1)
 
 
-def _sound(fd: int, described: Described, entry: Entry) -> list[tuple[int, int]]:
-    return list(sound(fd, described, entry))
-
-
 def all_sound(
     fd: int, described: Described, entries: Iterable[Entry]
 ) -> Iterator[tuple[Entry, list[tuple[int, int]]]]:
     """Each entry with its sound runs, in order; on a few threads, which read and hash at the same time."""
     waiting: deque[tuple[Entry, Future[list[tuple[int, int]]]]] = deque()
-    with ThreadPoolExecutor(THREADS, "verify") as pool:
+    comparing = _Comparing(fd, described)
+    with closing(comparing), ThreadPoolExecutor(THREADS, "verify") as pool:
         try:
             for entry in entries:
-                waiting.append((entry, pool.submit(_sound, fd, described, entry)))
+                waiting.append((entry, pool.submit(comparing.sound, entry)))
                 if len(waiting) > 2 * THREADS:
                     first, found = waiting.popleft()
                     yield first, found.result()

@@ -12,10 +12,9 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cloudmount.app.hydrate import hydrate
@@ -27,47 +26,30 @@ from cloudmount.reader.sidecar import Sidecar, sidecar_path
 from cloudmount.reader.soundness import verify_file
 from tests.backup.lab import Lab
 from tests.tree.drives import drive, raw_disk, read
+from tests.warm import Warm
 
-ROOT = Path(__file__).parents[2]
-TIMEOUT = 60.0
 SIZE = 6 << 20
 
 
-def _start(folder: Path, form: str, speed: int, step: int, seed: int) -> subprocess.Popen[str]:
-    arguments = [str(a) for a in (folder / "repository", folder / "to", form, speed, step, seed)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.reader.hydrating_process", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def run(warm: Warm, arguments: Sequence[object], after: float | None) -> tuple[bool, int]:
+    """Start a process, and kill it `after` seconds; whether it ended before it was killed, and the steps it
+    took then."""
+    child = warm.start(*arguments)
+    if after is not None:
+        time.sleep(after)
+        child.kill()
+    code, said = child.wait()
+    assert code in (0, -signal.SIGKILL) and "WRONG" not in said, said
+    steps = re.search(r"STEPS (\d+)", said)
+    return "done" in said, int(steps[1]) if steps else 0
 
 
-def _run(process: subprocess.Popen[str], after: float | None) -> tuple[bool, int]:
-    """Whether it ended before it was killed, and the steps it took then."""
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "begins\n"
-        if after is not None:
-            time.sleep(after)
-            process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read()
-        process.wait(TIMEOUT)
-    finally:
-        process.kill()
-        process.wait(TIMEOUT)
-        process.stdout.close()
-    assert process.returncode in (0, -signal.SIGKILL), process.returncode
-    steps = re.search(r"STEPS (\d+)", rest)
-    return "done" in rest, int(steps[1]) if steps else 0
-
-
-class _Round:
+class Round:
     """One repository with one disk, and a copy of it that is killed again and again."""
 
-    def __init__(self, folder: Path, rng: random.Random) -> None:
+    def __init__(self, folder: Path, rng: random.Random, form: str | None = None) -> None:
         self.folder, self.rng = folder, rng
-        self.form = rng.choice(("vhdx", "raw"))
+        self.form = form or rng.choice(("vhdx", "raw"))
         lab = self.lab = Lab(folder, LocalStore(folder / "repository"))
         source = raw_disk(folder / "disk.img", SIZE, rng.randrange(1000))
         with source.open("r+b") as f:  # enough for several commits
@@ -78,6 +60,11 @@ class _Round:
         with drive(lab) as tree:
             self.expected = read(tree, f"srv/latest/{name}")
         self.path = folder / "to" / "srv" / result.key.folder / name
+
+    def arguments(self, speed: int, step: int) -> tuple[object, ...]:
+        """Those of the process: of a hydration at `speed`, killed at `step`."""
+        folder = self.folder
+        return (folder / "repository", folder / "to", self.form, speed, step, self.rng.randrange(1 << 30))
 
     def clear(self) -> None:
         """Begin anew."""
@@ -147,18 +134,14 @@ def campaign(seed: int, count: int) -> str:
     killed = whole = 0
     step = 1 + (seed - 1) % 7
     while killed + whole < count:
-        with tempfile.TemporaryDirectory() as name:
-            this = _Round(Path(os.path.realpath(name)), rng)
+        with tempfile.TemporaryDirectory() as name, Warm("tests.reader.hydrating_process") as warm:
+            this = Round(Path(os.path.realpath(name)), rng)
             for _ in range(min(16, count - killed - whole)):
                 if rng.random() < 0.3:
                     speed = rng.choice((500_000, 3_000_000))
-                    done, _steps = _run(
-                        _start(this.folder, this.form, speed, 0, rng.randrange(1 << 30)), rng.random() ** 2
-                    )
+                    done, _steps = run(warm, this.arguments(speed, 0), rng.random() ** 3)
                 else:
-                    done, steps = _run(
-                        _start(this.folder, this.form, 10**9, step, rng.randrange(1 << 30)), None
-                    )
+                    done, steps = run(warm, this.arguments(10**9, step), None)
                     step = 1 if done and step > steps else step + rng.choice((1, 1, 2, 5))
                 whole += done
                 killed += not done

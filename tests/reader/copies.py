@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cloudmount.reader.localcopy import LocalCopy
+from cloudmount.reader.piecewriter import Put
 from cloudmount.reader.sidecar import Described
 
 PIECE = 4096
@@ -33,7 +34,7 @@ def fill(copy: LocalCopy, content: bytes, first: int = 0, stop: int | None = Non
     """Put what is missing of the pieces from `first` up to `stop`."""
     for low, high in list(copy.trusted.runs(first, stop, present=False)):
         for n in range(low, high):
-            copy.put(n * PIECE, content[n * PIECE : (n + 1) * PIECE])
+            copy.put([Put(n * PIECE, content[n * PIECE : (n + 1) * PIECE])])
     copy.commit()
 
 

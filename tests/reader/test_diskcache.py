@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cloudmount.reader import diskcache as diskcache_module
 from cloudmount.reader.diskcache import BLOCK, DiskCache
 from cloudmount.reader.filelock import FileLock
 from tests.reader import cache_user
+from tests.warm import Warm
 
 
 def taken(folder: Path) -> int:
@@ -362,25 +364,37 @@ def _user(folder: Path, limit: int, seed: int, seconds: float) -> subprocess.Pop
 
 
 def kill_users(folder: Path, seed: int, kills: int) -> None:
-    """Kill a process in the middle of using a cache, again and again; the account is right after each."""
+    """Kill a process in the middle of using a cache, again and again, at random and at each call that
+    changes files; now and then another uses the same cache, goes on, and is killed too. The account is
+    right after each."""
     rng = random.Random(seed)
     limit = 60 * BLOCK
-    for n in range(kills):
-        user = _user(folder, limit, rng.randrange(1 << 30), 30)
-        assert user.stdout is not None
-        assert user.stdout.readline() == "ready\n"
-        time.sleep(rng.random() * 0.15)
-        user.kill()
-        user.communicate()
-        now, counted = taken(folder), cachestate.StateFile(os.fspath(folder / "state")).read()
-        assert now <= limit
-        assert counted.dirty or now <= counted.used, f"kill {n} left too low an account"
-        cache = DiskCache(os.fspath(folder), limit)
-        assert cache.used == taken(folder) <= limit
-        assert not list((folder / "tmp").iterdir())
-        for key in range(cache_user.KEYS):
-            assert cache.get(f"key {key}") in (None, cache_user.content(key))
-        cache.close()
+    step = 0
+    with Warm("tests.reader.cache_user") as warm:
+        for n in range(kills):
+            other = warm.start(folder, limit, rng.randrange(1 << 30), 60) if n % 2 else None
+            step = step % 300 + rng.choice((1, 1, 3))
+            at_step = rng.random() < 0.6
+            user = warm.start(folder, limit, rng.randrange(1 << 30), 60, step if at_step else 0)
+            if not at_step:
+                time.sleep(rng.random() * 0.15)
+                user.kill()
+            ended = [user.wait()]
+            if other is not None:
+                time.sleep(rng.random() * 0.05)
+                other.kill()
+                ended.append(other.wait())
+            for code, said in ended:
+                assert (code, said.replace("ready\n", "")) == (-signal.SIGKILL, ""), said
+            now, counted = taken(folder), cachestate.StateFile(os.fspath(folder / "state")).read()
+            assert now <= limit
+            assert counted.dirty or now <= counted.used, f"kill {n} left too low an account"
+            cache = DiskCache(os.fspath(folder), limit)
+            assert cache.used == taken(folder) <= limit
+            assert not list((folder / "tmp").iterdir())
+            for key in range(cache_user.KEYS):
+                assert cache.get(f"key {key}") in (None, cache_user.content(key))
+            cache.close()
 
 
 def test_kills_leave_whole_pieces_and_a_right_account(tmp_path: Path) -> None:

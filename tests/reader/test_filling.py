@@ -177,7 +177,7 @@ def test_damage_leaves_out_what_is_damaged_only(tmp_path: Path) -> None:
 
 def test_requests_wait_for_readers_and_get_smaller_on_a_slow_line() -> None:
     busy = [0.0]
-    polite = _Considerate(threading.Event(), lambda: busy[0], None, FRAME, lambda: None)
+    polite = _Considerate(threading.Event(), lambda: busy[0], None, lambda frames: None, 1 << 20)
     threading.Timer(0.3, busy.__setitem__, (0, 1.0)).start()
     began = time.monotonic()
     polite.before()

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmount.errors import NotFoundError, TargetExistsError
-from cloudmount.reader import localcopy
+from cloudmount.reader import alone, localcopy
 from cloudmount.reader.localcopy import CopyInUseError, LocalCopy
 from cloudmount.reader.pieces import Pieces
+from cloudmount.reader.piecewriter import Put
 from cloudmount.reader.sidecar import Seen, sidecar_path
 from cloudmount.reader.soundness import verify_file
 from tests.reader.copies import PIECE, claim, described, fill, noise, right
@@ -279,27 +281,99 @@ def localcopy_sync() -> object:
 
 def test_a_full_disk_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = claim(tmp_path / "x.img", SIZE)
-    copy.put(0, CONTENT[:PIECE])
 
     def full(*given: object) -> int:
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "fsync", full)
+    copy.put([Put(0, CONTENT[:PIECE])])
     monkeypatch.setattr(localcopy, "ROOM_SECONDS", 1000)
     copy.close()
     monkeypatch.undo()
     assert claim(tmp_path / "x.img", SIZE).missing == 41
 
 
-def test_progress_is_entered_by_time_and_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = claim(tmp_path / "x.img", SIZE)
-    monkeypatch.setattr(localcopy, "COMMIT_BYTES", 3 * PIECE)
-    for n in range(2):
-        copy.put(n * PIECE, CONTENT[n * PIECE : (n + 1) * PIECE])
-        assert copy.missing == 41
-    copy.put(2 * PIECE, CONTENT[2 * PIECE : 3 * PIECE])
-    assert copy.missing == 38
-    monkeypatch.setattr(localcopy, "COMMIT_SECONDS", 0.0)
-    copy.put(3 * PIECE, CONTENT[3 * PIECE : 4 * PIECE])
-    assert copy.missing == 37
+def opened(path: Path, mode: str) -> None:
+    path.open(mode).close()
+
+
+def cut(path: Path, mode: str) -> None:
+    os.truncate(path, 3 * PIECE)
+    os.truncate(path, SIZE)
+
+
+def rewritten(path: Path, mode: str) -> None:
+    with path.open(mode) as f:
+        f.seek(20 * PIECE)
+        f.write(bytes(PIECE))
+
+
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+@pytest.mark.parametrize("other", [opened, cut, rewritten])
+def test_what_nobody_else_had_open_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, other: Callable[[Path, str], None]
+) -> None:
+    compared: list[Path] = []
+    verify = LocalCopy.verify
+
+    def counted(self: LocalCopy, stopped: Callable[[], bool]) -> bool:
+        compared.append(self.path)
+        return verify(self, stopped)
+
+    monkeypatch.setattr(LocalCopy, "verify", counted)
+    path, path2 = tmp_path / "x.img", tmp_path / "y.img"
+    copy = claim(path, SIZE)
+    fill(copy, CONTENT)
+    assert copy.finish(0, lambda: False) and compared == []
     copy.close()
+    assert path.read_bytes() == CONTENT
+    copy = claim(path2, SIZE)
+    fill(copy, CONTENT, 0, 30)
+    if mode == "rb" and other is rewritten:
+        copy.close()  # gone on with: what was there before is compared too
+        copy = claim(path2, SIZE)
+    else:
+        other(path2, mode)
+    fill(copy, CONTENT)
+    while not copy.finish(0, lambda: False):
+        fill(copy, CONTENT)
+    assert path2 in compared
+    copy.close()
+    assert path2.read_bytes() == CONTENT
+
+
+def test_where_it_cannot_be_watched_it_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alone, "LOCAL", ())
+    copy = claim(tmp_path / "x.img", SIZE)
+    fill(copy, CONTENT)
+    assert not copy._is_alone()
+    assert copy.finish(0, lambda: False)
+    copy.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_somebody_changes_while_it_is_filled_is_not_trusted_later(tmp_path: Path, times: int) -> None:
+    """Although more was written, and entered, afterwards; also when it was gone on with meanwhile."""
+    path = tmp_path / "x.img"
+    for n in range(times):
+        copy = claim(path, SIZE)
+        fill(copy, CONTENT, 10 * n, 10 * n + 10)
+        if n:
+            rewritten(path, "r+b")
+        with path.open("r+b") as f:
+            f.seek(5 * PIECE)
+            f.write(b"?" * PIECE)
+        fill(copy, CONTENT, 30, 31 + n)
+        copy.close()
+    copy = LocalCopy.claim(path, described(SIZE), lambda line: None)
+    assert copy.doubtful and right(copy, CONTENT) == 0
+    assert copy.verify(lambda: False)
+    assert right(copy, CONTENT) == 10 * times + times - 1
+    fill(copy, CONTENT, 20, 41)
+    copy.close()
+    copy = LocalCopy.claim(path, described(SIZE), lambda line: None)
+    assert not copy.doubtful, "nobody else opened it since"
+    fill(copy, CONTENT)
+    assert copy.finish(0, lambda: False)
+    copy.close()
+    assert path.read_bytes() == CONTENT
