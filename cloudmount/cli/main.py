@@ -43,6 +43,10 @@ COMMANDS = (
     "umount",
     "hydrate",
     "verify-local",
+    "boot",
+    "vms",
+    "stop",
+    "console",
     "status",
 )
 INTERRUPTED = 130

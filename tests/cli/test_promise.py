@@ -32,6 +32,12 @@ OPTIONS = {
     "umount": OUTPUT,
     "hydrate": STORE | OUTPUT | MOVES | {"--to", "--format"},
     "verify-local": OUTPUT,
+    "boot": STORE | OUTPUT | MOVES
+    | {"--resume", "--memory", "--cpus", "--network", "--bus", "--firmware", "--hydrate-to", "--ready",
+       "--timeout", "--foreground"},
+    "vms": OUTPUT,
+    "stop": OUTPUT | {"--timeout", "--delete"},
+    "console": OUTPUT,
     "status": OUTPUT,
 }  # fmt: skip
 SNAPSHOT = {"id", "machine", "time", "disks", "files", "consistent", "proved"}
