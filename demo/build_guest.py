@@ -90,8 +90,10 @@ class Guest:
     qbw_sha256: str
 
 
-def build(disk: Path, data_mib: int = 200) -> Guest:
+def build(disk: Path, data_mib: int = 200, init: str = INIT) -> Guest:
     """Build the guest into `disk`, with `data_mib` MiB of photos and ledgers beside company.QBW.
+
+    `init` is what it runs, a script of busybox's shell; see INIT for what there is.
 
     Replaces `disk` only when complete. Raises GuestError when a tool or the kernel is missing.
     """
@@ -99,7 +101,7 @@ def build(disk: Path, data_mib: int = 200) -> Guest:
     disk.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".guest-", dir=disk.parent) as folder:
         work = Path(folder)
-        esp = _esp(work, kernel, _initramfs(modules))
+        esp = _esp(work, kernel, _initramfs(modules, init))
         data, qbw_sha256 = _data(work, data_mib)
         whole = work / "disk.raw"
         _sparse_file(whole, DISK_MIB)
@@ -302,9 +304,9 @@ def _versioned_kernel() -> str:
     raise GuestError(f"apt does not know {KERNEL_PACKAGE}; the guest is built on Debian 12 for x86_64")
 
 
-def _initramfs(modules: dict[str, bytes]) -> bytes:
+def _initramfs(modules: dict[str, bytes], init: str) -> bytes:
     """Busybox, ntfs-3g with the libraries it is linked to, the modules, and the guest's /init."""
-    files: dict[str, tuple[int, bytes]] = {"init": (0o755, INIT.encode())}
+    files: dict[str, tuple[int, bytes]] = {"init": (0o755, init.encode())}
     files["bin/busybox"] = (0o755, _program("busybox").read_bytes())
     ntfs = _program("ntfs-3g")
     files["bin/ntfs-3g"] = (0o755, ntfs.read_bytes())

@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cloudmount.app.looking import firmware, look_at
+from cloudmount.app.machinefile import Hardware, hardware_of, is_called
 from cloudmount.app.mount import OpenedDrive, opened_drive
 from cloudmount.app.places import state_folder
 from cloudmount.app.select import Selected, select
@@ -89,7 +91,6 @@ def boot(
     already, or the one to be resumed runs.
     """
     began = time.monotonic() if began is None else began
-    ready = pattern(options.ready) if options.ready is not None else None
     trial = Trial()
     there = find_vm(text, environ) if resume else None
     with contextlib.ExitStack() as held:
@@ -108,10 +109,12 @@ def boot(
         )
         accelerator = trial.result()
         if there is not None:
-            vm, disks = _again(there, opened, options)
+            vm, disks, kept = _again(there, opened, options, tell)
         else:
             selected = select(opened.repository, text, environ)
-            vm, disks = _made(opened, selected, options, held, environ)
+            vm, disks, kept = _made(opened, selected, options, held, tell, environ)
+        words = options.ready if options.ready is not None else kept.ready
+        ready = pattern(words) if words is not None else None
         run = _Run(vm, opened, disks, accelerator, ready, began)
         try:
             run.until_off(up, tell)
@@ -120,6 +123,14 @@ def boot(
                 with contextlib.suppress(Exception):
                     vm.delete()  # nothing of a guest's is in it
             raise
+
+
+class _Made(NamedTuple):
+    """A VM, its disks in the order in which they are attached, and what its machine's file said."""
+
+    vm: Vm
+    disks: list[StoredDisk]
+    kept: Hardware
 
 
 def _claim(vm: Vm, held: contextlib.ExitStack) -> None:
@@ -131,7 +142,7 @@ def _claim(vm: Vm, held: contextlib.ExitStack) -> None:
     vm.clear()
 
 
-def _again(vm: Vm, opened: OpenedDrive, options: BootOptions) -> tuple[Vm, list[StoredDisk]]:
+def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[str], None]) -> _Made:
     """A VM that there is, with what is asked for anew."""
     d = vm.definition
     if opened.repository.config.repo_id != d.repo_id:
@@ -149,9 +160,10 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions) -> tuple[Vm, list[
         disks=tuple(dataclasses.replace(disk, bus=options.bus or disk.bus) for disk in old.disks),
     )
     vm = Vm(dataclasses.replace(d, hardware=hardware), vm.folder)
-    _complete(vm)
+    kept = hardware_of(selected.snapshot.summary)
+    _complete(vm, kept, tell)
     vm.write_definition()
-    return vm, opened.drive.opened(selected.snapshot).disks
+    return _Made(vm, _in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
 
 
 def _made(
@@ -159,15 +171,17 @@ def _made(
     selected: Selected,
     options: BootOptions,
     held: contextlib.ExitStack,
+    tell: Callable[[str], None],
     environ: Mapping[str, str],
-) -> tuple[Vm, list[StoredDisk]]:
+) -> _Made:
     """A new VM."""
     snapshot = selected.snapshot
-    disks = opened.drive.opened(snapshot).disks
+    kept = hardware_of(snapshot.summary)
+    disks = _in_order(opened.drive.opened(snapshot).disks, kept)
     if not disks:
         raise NotFoundError(f"{snapshot.machine}/{selected.folder} has no disks to start a machine from")
     _check_free(snapshot.id, environ)
-    hardware = _hardware(disks, options)
+    hardware = _hardware(disks, options, kept)
     with making_one(environ):
         _check_free(snapshot.id, environ)
         folder = new_folder(snapshot.machine, selected.folder, environ)
@@ -187,12 +201,19 @@ def _made(
             lock = vm.claim()
             assert lock is not None
             held.callback(os.close, lock)
-            _complete(vm)
+            _complete(vm, kept, tell)
             vm.write_definition()
         except BaseException:
             vm.delete()
             raise
-    return vm, disks
+    return _Made(vm, disks, kept)
+
+
+def _in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
+    """The disks that the machine's file names, in its order, then the others."""
+    named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
+    first = list(dict.fromkeys(d for d in named if d is not None))
+    return first + [d for d in disks if d not in first]
 
 
 def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
@@ -205,11 +226,12 @@ def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
         )
 
 
-def _hardware(disks: list[StoredDisk], options: BootOptions) -> Machine:
+def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> Machine:
     looks = [look_at(disk) for disk in disks]
     windows = any(look.windows for look in looks)
     attached = []
     for number, (disk, look) in enumerate(zip(disks, looks, strict=True)):
+        said = next((bus for name, bus in kept.disks if is_called(disk.path, name)), None)
         logical, physical = int(disk.summary["logical_sector"]), int(disk.summary["physical_sector"])
         attached.append(
             Disk(
@@ -217,21 +239,23 @@ def _hardware(disks: list[StoredDisk], options: BootOptions) -> Machine:
                 int(disk.summary["size"]),
                 logical,
                 physical,
-                options.bus or default_bus(number, logical, windows),
+                options.bus or said or default_bus(number, logical, windows),
                 look.boots is not None,
             )
         )
     return Machine(
-        options.firmware or firmware(looks),
-        options.memory or default_memory(),
-        options.cpus or default_cpus(),
+        options.firmware or kept.firmware or firmware(looks),
+        options.memory or kept.memory or default_memory(),
+        options.cpus or kept.cpus or default_cpus(),
         tuple(attached),
         options.network or "none",
-        local_clock=windows,
+        kept.macs,
+        secure_boot=kept.secure_boot and options.firmware != "bios",
+        local_clock=kept.clock == "local" if kept.clock is not None else windows,
     )
 
 
-def _complete(vm: Vm) -> None:
+def _complete(vm: Vm, kept: Hardware, tell: Callable[[str], None]) -> None:
     """Make what is missing in its folder."""
     hardware, folder = vm.definition.hardware, vm.folder
     for number, disk in enumerate(hardware.disks):
@@ -240,6 +264,13 @@ def _complete(vm: Vm) -> None:
     variables = folder.path / VARS
     if hardware.firmware == "uefi" and not variables.exists():
         give_variables(variables, secure_boot=hardware.secure_boot)
+        if kept.nvram is not None and len(kept.nvram) == variables.stat().st_size:
+            variables.write_bytes(kept.nvram)
+        elif kept.nvram is not None:
+            tell(
+                f"the machine's UEFI variables are {len(kept.nvram)} bytes, this computer's UEFI has "
+                f"{variables.stat().st_size}: it starts with new ones"
+            )
 
 
 class _Run:

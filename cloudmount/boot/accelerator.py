@@ -15,7 +15,7 @@ import subprocess
 import threading
 from typing import Literal
 
-from cloudmount.boot.qemu import program
+from cloudmount.boot.qemu import bound, program
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -51,7 +51,7 @@ class Trial:
     def _try(self, command: tuple[str, ...]) -> None:
         try:
             trial = subprocess.Popen(
-                [program(), *command],
+                bound([program(), *command]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         except OSError:

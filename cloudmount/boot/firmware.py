@@ -31,7 +31,7 @@ def uefi(*, secure_boot: bool = False) -> tuple[Path, Path]:
     raise CloudMountError(f"a {kind} machine needs its firmware: install the package ovmf")
 
 
-def give_variables(target: Path, kept: Path | None = None, *, secure_boot: bool = False) -> None:
-    """Put the variables of a new machine at `target`: those `kept` of the old one, else the template's."""
-    shutil.copyfile(kept or uefi(secure_boot=secure_boot)[1], target)
+def give_variables(target: Path, *, secure_boot: bool = False) -> None:
+    """Put the variables of a new machine at `target`."""
+    shutil.copyfile(uefi(secure_boot=secure_boot)[1], target)
     target.chmod(0o600)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from cloudmount.errors import CloudMountError
@@ -22,6 +23,13 @@ def program(name: str = "qemu-system-x86_64") -> str:
             f"starting a machine needs the program {name}: install the package {_PACKAGES[name]}"
         )
     return found
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """The command, so that what it starts dies with the thread that starts it: a machine that nobody watches
+    would run, or hang, for ever."""
+    binds = shutil.which("setpriv")  # of util-linux
+    return [binds, "--pdeathsig", "KILL", "--", *command] if binds is not None else [*command]
 
 
 def create_overlay(overlay: Path, backing: str, size: int) -> None:

@@ -13,6 +13,7 @@ from cloudmount.errors import UsageError
 
 _KEPT = 64 << 10
 """Characters of the line that a pattern may reach back."""
+_SHOWN = 200
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|[=>78cM])")
 LOGIN = re.compile(r"(?<!Last )\blogin:[ \t]*$", re.MULTILINE)
 _KERNEL = re.compile(r"^\[ *\d+\.\d{6}\] |^Linux version |Decompressing Linux|EFI stub:", re.MULTILINE)
@@ -75,5 +76,5 @@ def last_line(log: Path) -> str:
             text = file.read().decode("utf-8", "replace").replace("\r", "\n")
     except OSError:
         return ""
-    lines = (line.strip() for line in reversed(_ESCAPES.sub("", text).split("\n")))
-    return next((line for line in lines if line), "")
+    lines = (" ".join(line.split()) for line in reversed(_ESCAPES.sub("", text).split("\n")))
+    return next((line for line in lines if line), "")[-_SHOWN:]

@@ -29,7 +29,7 @@ from cloudmount.boot.agent import Agent
 from cloudmount.boot.commandline import options
 from cloudmount.boot.folder import AGENT, VmFolder
 from cloudmount.boot.machine import Machine
-from cloudmount.boot.qemu import program
+from cloudmount.boot.qemu import bound, program
 from cloudmount.boot.qmp import Qmp, QmpError
 from cloudmount.boot.readiness import SerialLine
 from cloudmount.errors import CloudMountError
@@ -139,9 +139,7 @@ class RunningVm:
     def _start(self) -> Qmp:
         ours, its = socket.socketpair()
         try:
-            command = [program(), *options(self._machine, self._accelerator, its.fileno())]
-            # A machine nobody watches would wait for its dead drive for ever.
-            command[:0] = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+            command = bound([program(), *options(self._machine, self._accelerator, its.fileno())])
             with self._folder.qemu_log.open("wb") as log:
                 self._process = subprocess.Popen(
                     command, cwd=self._folder.path, pass_fds=[its.fileno()],

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cloudmount.app.sizes import parse_bytes
 from cloudmount.boot.machine import BUSES, FIRMWARES, NETWORKS, Bus, Firmware, Network
 from cloudmount.cli.logs import tell_logs
-from cloudmount.cli.options import Common, parse_bytes, repository_options
+from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Output, seconds_text, size_text
 from cloudmount.errors import CloudMountError, UsageError
 

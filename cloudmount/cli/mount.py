@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
+from cloudmount.app.sizes import parse_bytes
 from cloudmount.cli.logs import tell_logs
-from cloudmount.cli.options import Common, parse_bytes, repository_options
+from cloudmount.cli.options import Common, repository_options
 from cloudmount.errors import UsageError
 
 

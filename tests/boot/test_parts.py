@@ -70,7 +70,7 @@ def test_the_stages(tmp_path: Path) -> None:
     assert line(tmp_path, "[    0.000000] Linux version 6.1\r\n").stage(0) == "kernel"
     found = line(tmp_path, "[    0.1", "00000] x\r\n", "[  OK  ] Started cron\r\n", "[    9.000000] y\r\n")
     assert found.stage(0) == "services"
-    assert readiness.last_line(tmp_path / "serial.log") == "[    9.000000] y"
+    assert readiness.last_line(tmp_path / "serial.log") == "[ 9.000000] y"
     assert readiness.last_line(tmp_path / "none") == ""
 
 

@@ -20,7 +20,7 @@ OUTPUT = {"--json", "--quiet", "--verbose"}
 MOVES = {"--bandwidth"}
 OPTIONS = {
     "init": STORE | OUTPUT | {"--tier"},
-    "backup": STORE | OUTPUT | MOVES | {"--name", "--exclude", "--as-file", "--force-read"},
+    "backup": STORE | OUTPUT | MOVES | {"--name", "--exclude", "--as-file", "--force-read", "--machine"},
     "snapshots": STORE | OUTPUT,
     "show": STORE | OUTPUT,
     "ls": STORE | OUTPUT,
