@@ -47,6 +47,7 @@ COMMANDS = (
     "vms",
     "stop",
     "console",
+    "nbd",
     "status",
 )
 INTERRUPTED = 130

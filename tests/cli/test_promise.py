@@ -38,6 +38,7 @@ OPTIONS = {
     "vms": OUTPUT,
     "stop": OUTPUT | {"--timeout", "--delete"},
     "console": OUTPUT,
+    "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
     "status": OUTPUT,
 }  # fmt: skip
 SNAPSHOT = {"id", "machine", "time", "disks", "files", "consistent", "proved"}
