@@ -39,6 +39,7 @@ from cloudmount.boot.machine import (
     default_bus,
     default_cpus,
     default_memory,
+    pauses,
 )
 from cloudmount.boot.qemu import create_overlay
 from cloudmount.boot.readiness import pattern
@@ -161,6 +162,7 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[st
     )
     vm = Vm(dataclasses.replace(d, hardware=hardware), vm.folder)
     kept = hardware_of(selected.snapshot.summary)
+    _tell_what_fails(vm, tell)
     _complete(vm, kept, tell)
     vm.write_definition()
     return _Made(vm, _in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
@@ -201,6 +203,7 @@ def _made(
             lock = vm.claim()
             assert lock is not None
             held.callback(os.close, lock)
+            _tell_what_fails(vm, tell)
             _complete(vm, kept, tell)
             vm.write_definition()
         except BaseException:
@@ -253,6 +256,11 @@ def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> 
         secure_boot=kept.secure_boot and options.firmware != "bios",
         local_clock=kept.clock == "local" if kept.clock is not None else windows,
     )
+
+
+def _tell_what_fails(vm: Vm, tell: Callable[[str], None]) -> None:
+    if not all(pauses(disk.bus) for disk in vm.definition.hardware.disks):
+        tell("a disk hangs on NVMe: should the repository not answer for 10 s, its guest sees an I/O error")
 
 
 def _complete(vm: Vm, kept: Hardware, tell: Callable[[str], None]) -> None:

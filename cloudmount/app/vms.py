@@ -97,9 +97,14 @@ class Vm:
         return locked_file(self.folder.path / _LOCK)
 
     def write_state(self, state: State) -> None:
-        """Enter how it is; a folder that can't be written to only loses that."""
-        with contextlib.suppress(OSError):
-            _write(self.folder.path / _STATE, state._asdict())
+        """Enter how it is; on a full disk in the place that it had. Where that fails too only it is lost."""
+        file = self.folder.path / _STATE
+        try:
+            _write(file, state._asdict())
+        except OSError:
+            with contextlib.suppress(OSError), file.open("r+b") as old:
+                old.write(json.dumps(state._asdict()).encode())
+                old.truncate()
 
     def write_definition(self) -> None:
         """Enter what it is."""

@@ -13,7 +13,7 @@ from typing import Any
 from cloudmount.boot.accelerator import Accelerator
 from cloudmount.boot.firmware import uefi
 from cloudmount.boot.folder import AGENT, CONTROL, SCREEN, SERIAL, SERIAL_LOG, VARS, overlay_name
-from cloudmount.boot.machine import MIB, Disk, Machine
+from cloudmount.boot.machine import BUSES, MIB, Disk, Machine, pauses
 
 _AGENT_NAME = "org.qemu.guest_agent.0"
 _SATA_PORTS = 6
@@ -58,7 +58,7 @@ def _uefi(secure_boot: bool) -> list[str]:
 def _disks(machine: Machine) -> list[str]:
     found: list[str] = []
     order = sorted(range(len(machine.disks)), key=lambda number: not machine.disks[number].bootable)
-    on_bus = dict.fromkeys(("ide", "sata", "virtio", "sas"), 0)
+    on_bus = dict.fromkeys(BUSES, 0)
     for number, disk in enumerate(machine.disks):
         for node in _nodes(number, disk):
             found += ["-blockdev", json.dumps(node)]
@@ -66,14 +66,14 @@ def _disks(machine: Machine) -> list[str]:
         on_bus[disk.bus] += 1
         found += _controller(disk, count, machine.secure_boot)
         device = {
-            **_place(disk, count, machine.secure_boot),
+            **_place(disk, count),
             "drive": f"disk{number}",
             "bootindex": order.index(number),
             "logical_block_size": disk.logical_sector,
             "physical_block_size": disk.physical_sector,
-            "rerror": "stop",
-            "werror": "stop",
         }
+        if pauses(disk.bus):
+            device |= {"rerror": "stop", "werror": "stop"}
         found += ["-device", json.dumps(device)]
     return found
 
@@ -103,9 +103,11 @@ def _controller(disk: Disk, count: int, secure_boot: bool) -> list[str]:
     return []
 
 
-def _place(disk: Disk, count: int, secure_boot: bool) -> dict[str, Any]:
+def _place(disk: Disk, count: int) -> dict[str, Any]:
     if disk.bus == "virtio":
         return {"driver": "virtio-blk-pci"}
+    if disk.bus == "nvme":
+        return {"driver": "nvme", "serial": f"CLOUDMOUNT{count}"}
     if disk.bus == "sas":
         return {"driver": "scsi-hd", "bus": "sas.0", "scsi-id": count}
     if disk.bus == "sata":

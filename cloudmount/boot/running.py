@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import logging
 import re
 import shutil
 import socket
@@ -33,6 +34,8 @@ from cloudmount.boot.qemu import bound, program
 from cloudmount.boot.qmp import Qmp, QmpError
 from cloudmount.boot.readiness import SerialLine
 from cloudmount.errors import CloudMountError
+
+log = logging.getLogger("cloudmount.boot")
 
 BOOTING, RUNNING, POWERED_OFF, STOPPED = "booting", "running", "powered off", "stopped"
 PAUSED, FAILED = "paused", "failed"
@@ -191,14 +194,20 @@ class RunningVm:
             if self._outcome:
                 continue
             self._look()
-            if self._pause is not None and self._pause.over:
-                self._pause = None
-                self._went_on = time.monotonic()
-                qmp.execute("cont")
-            if not self._ready and time.monotonic() - self._counted > STATISTICS_SECONDS:
-                self._counted = time.monotonic()
-                self._read_bytes = _read_bytes(qmp.execute("query-blockstats"))
+            try:
+                self._steer(qmp)
+            except QmpError as error:  # busy for long, with a slow disk of this computer's: asked again
+                log.warning("%s: %s", self._folder.path.name, error)
             self._tell()
+
+    def _steer(self, qmp: Qmp) -> None:
+        if self._pause is not None and self._pause.over:
+            qmp.execute("cont")
+            self._pause = None
+            self._went_on = time.monotonic()
+        if not self._ready and time.monotonic() - self._counted > STATISTICS_SECONDS:
+            self._counted = time.monotonic()
+            self._read_bytes = _read_bytes(qmp.execute("query-blockstats"))
 
     def _heard(self, qmp: Qmp, event: dict[str, Any]) -> None:
         name, data = event["event"], event.get("data", {})

@@ -218,7 +218,7 @@ def in_background(run: Callable[[Ready], None], log: Path) -> str:
     with contextlib.suppress(ChildProcessError):
         os.wait()
     if told.startswith(_UP):
-        return told[len(_UP) :].decode()
+        return os.fsdecode(told[len(_UP) :])
     try:
         value = json.loads(told)
         message, code = str(value["error"]), int(value["exit_code"])
@@ -229,7 +229,7 @@ def in_background(run: Callable[[Ready], None], log: Path) -> str:
 
 def _background(run: Callable[[Ready], None], log: Path, writing: int) -> int:
     def ready(word: str) -> None:
-        os.write(writing, _UP + word.encode())
+        os.write(writing, _UP + os.fsencode(word))
         os.close(writing)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)

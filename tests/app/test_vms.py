@@ -74,6 +74,21 @@ def test_how_one_is_told(environ: dict[str, str]) -> None:
         assert vm.told()["state"] == text
 
 
+def test_a_full_disk_does_not_hide_how_one_is(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = made(environ, "a", "2026-11-22T03-00-00Z", "1" * 32)
+    state = State(1, 1, 0, 0, "tcg", "running, and a long story", "ready", "t", "t", 1.0, 10, 2)
+    vm.write_state(state)
+
+    def full(file: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cloudmount.app.vms._write", full)
+    vm.write_state(state._replace(state="paused: no room"))
+    assert vm.state == state._replace(state="paused: no room")
+
+
 def test_one_is_made_at_a_time(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloudmount.app.vms._PATIENCE", 0.1)
     with making_one(environ):
