@@ -29,7 +29,9 @@ from pathlib import Path
 from benchmarks import azurite
 from benchmarks.ageing import Ageing
 from benchmarks.commands import BenchmarkError, cloudmount, program, run, stop, version
-from benchmarks.vm import Disk
+from benchmarks.vm import Disk, boot
+from cloudmount.app.places import connect
+from cloudmount.repo.names import TRACES
 
 PASSWORD = "benchmark"
 PLAIN = "plain"
@@ -119,7 +121,10 @@ class Local(Way):
 
 
 class Cloudmount(Way):
-    """CloudMount with a repository as `init` makes it, or with frames of another size."""
+    """CloudMount with a repository as `init` makes it, or with frames of another size. Every boot is the
+    repository's first."""
+
+    learns = False
 
     def __init__(self, image: Path, frame_kib: int | None = None) -> None:
         super().__init__(image)
@@ -175,6 +180,27 @@ class Cloudmount(Way):
         if self.failed() is None:
             subprocess.run([self._program, "umount", self._drive], env=self._environ, check=False)
         super()._end()
+        if not self.learns:
+            with connect(self.repository, self._environ) as store:
+                for info in list(store.list(TRACES)):
+                    store.delete(info.name)
+
+
+class Learned(Cloudmount):
+    """CloudMount, where the machine was booted from the repository before."""
+
+    learns = True
+
+    def __init__(self, image: Path) -> None:
+        super().__init__(image)
+        self.name = "cloudmount, booted before"
+        self.repository += "-learned"
+
+    def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
+        seconds = self._backup(environ, self.image)
+        with tempfile.TemporaryDirectory(dir=work) as folder, self.opened(Path(folder)) as disk:
+            boot(disk, Path(folder), 600, self.failed, lambda: None)
+        return {"backup seconds": seconds}
 
 
 class Aged(Cloudmount):

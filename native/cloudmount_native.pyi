@@ -4,7 +4,7 @@
 gives it by calling `Session.work`.
 """
 
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
 Shown = tuple[int, int, int, int, int, int, int, int, int, int, int, float]
 """A node: the kernel's number, inode, kind (0 file, 1 folder, 2 link), size, time (seconds since 1970 and
@@ -35,6 +35,14 @@ class Tree(Protocol):
         """Bytes of an open file, and the offset of the first: at least `length` at `offset` (which lie
         within the file), best the wide range around them, which is copied into memory. And the path of a
         complete copy, if there is one by now."""
+
+    def local(self, handle: int) -> int | bytes | None:
+        """The path of an open file's complete copy, None when there is none (any more): asked once the
+        file there was opened, so that nothing else is taken for it."""
+
+    def renumber(self, number: int) -> None:
+        """The kernel reads this file from a copy that was changed since, and can't be brought to read it
+        otherwise: from now on `lookup` tells it under another number."""
 
     def open_folder(self, number: int) -> int | tuple[int]:
         """Open a folder: a handle that is never used twice."""
@@ -83,6 +91,15 @@ class Session:
 
     def waiting(self, seconds: float) -> int:
         """How many requests have waited for the tree for at least `seconds`."""
+
+    @property
+    def pass_through(self) -> Literal["yes", "kernel", "right"]:
+        """Whether the kernel may read complete copies by itself; else what is lacking: the kernel doesn't
+        offer it, or this process has not the right (CAP_SYS_ADMIN)."""
+
+    @property
+    def open_files(self) -> tuple[int, int]:
+        """How many files the kernel has open, and how many of them it reads by itself."""
 
     @property
     def remembered(self) -> int:

@@ -40,6 +40,7 @@ from cloudmount.repo.packs import INDEX_LIMIT, PackTable, open_index
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
+from cloudmount.repo.traces import damaged_traces
 from cloudmount.repo.trust import Trust, look
 
 WORKERS = 8
@@ -159,6 +160,7 @@ class _Check:
         infos = list(self.store.list(SNAPSHOTS))
         indexes = list(self.store.list(INDEX))
         self._damage_objects()
+        self._traces()
         trust = look(self.repository, self.recorded)
         snapshots = self._open(infos)
         references = References(self.percent or 0.0, self.seed)
@@ -225,6 +227,10 @@ class _Check:
             else:
                 self.recorded.frames |= one.frames
                 self.recorded.items |= one.items
+
+    def _traces(self) -> None:
+        for error in damaged_traces(self.repository):
+            self.notices.append(f"{error}; it is ignored, a boot may take longer")
 
     def _open(self, infos: Sequence[BlobInfo]) -> list[_Named]:
         """Every snapshot that opens, by machine and age, of its newest layout; what doesn't is damage."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudmount.app.hydrations import announced
+from cloudmount.app.memory import few_arenas
 from cloudmount.app.opening import disk_cache
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
@@ -23,11 +24,14 @@ from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
+from cloudmount.tree.bootlearning import BootLearning
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
 GIB = 1 << 30
 MOST_CACHE = 10 * GIB
+MEMORY_BYTES = 24 << 20
+"""Of opened frames, most of them ahead of their readers: what was read, the kernel keeps."""
 WORKERS = 8
 
 
@@ -80,6 +84,7 @@ def opened_drive(
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[OpenedDrive]:
     """The repository's drive, as long as the block runs; the options are those of `mount`."""
+    few_arenas()
     name, make_drive = _driver(driver)
     make_folders(environ)
     store = connect(
@@ -93,10 +98,19 @@ def opened_drive(
     folder = cache_dir or cache_folder(environ) / repository.config.repo_id / "frames"
     limit = cache_bytes if cache_bytes is not None else default_cache_bytes(folder)
     repository.cache = disk_cache(folder, limit, tell)
-    reader = FrameReader(repository, cache=repository.cache, io_timeout=io_timeout, workers=WORKERS)
+    reader = FrameReader(
+        repository,
+        memory_bytes=MEMORY_BYTES,
+        cache=repository.cache,
+        io_timeout=io_timeout,
+        workers=WORKERS,
+    )
     drive = Drive(repository, reader, Sightings(repository, environ).saw)
     with contextlib.ExitStack() as ending:
         ending.callback(reader.close)
+        traces = cache_folder(environ) / repository.config.repo_id / "traces"
+        drive.learning = BootLearning(repository, reader, traces)
+        ending.callback(drive.learning.close)
         if hydrate_to is not None:
             hydrator = Hydrator(Path(os.path.abspath(hydrate_to)), drive, reader, tell)
             drive.local = hydrator

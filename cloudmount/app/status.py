@@ -30,6 +30,7 @@ def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
                 "repository": record.repository,
                 "pid": record.pid,
                 "driver": record.driver,
+                "pass_through": record.pass_through,
                 "since": f"{since:%Y-%m-%dT%H:%M:%SZ}",
                 "state": "up" if record.alive else "its process was killed",
             }

@@ -41,6 +41,10 @@ class Drive(Protocol):
     up: threading.Event
     """Set when the kernel's first request was answered."""
 
+    @property
+    def pass_through(self) -> str:
+        """Whether the kernel reads complete local copies by itself: "yes", or "no: " and why."""
+
     def run(self) -> None:
         """Serve until unmounted, then until every request below has come back. Ends by itself
         when somebody unmounts; must be called exactly once."""

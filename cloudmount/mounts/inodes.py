@@ -1,10 +1,10 @@
 """The numbers under which the kernel remembers nodes, and how to get back to the nodes.
 
 Decided here and only here: a node's number is its `Attr.inode` (except where that is 1, the root's
-number), so pages the kernel keeps belong to one content on every path; and what a remembered node costs. The
-kernel remembers as many as memory allows (a `find` over a million files: a million), so only
-names are kept for all of them, about 250 bytes each, a quarter of what the kernel spends; nodes
-themselves only for the most recent, the others are looked up again from their parent.
+number, and after `renumber`), so pages the kernel keeps belong to one content on every path; and what a
+remembered node costs. The kernel remembers as many as memory allows (a `find` over a million files: a
+million), so only names are kept for all of them, about 250 bytes each, a quarter of what the kernel
+spends; nodes themselves only for the most recent, the others are looked up again from their parent.
 
 Threading: any number of threads at once; the lock is never held while the tree is asked.
 """
@@ -12,6 +12,7 @@ Threading: any number of threads at once; the lock is never held while the tree 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -23,7 +24,7 @@ from cloudmount.nodes import Attr, Dir, Node
 
 ROOT = 1
 _ONE = 1 << 63
-"""The number of the inode 1, should a tree have it; no inode is as large."""
+"""The number of the inode 1, should a tree have it; no inode is as large. Those above are for `renumber`."""
 KEPT_NODES = 4096
 
 
@@ -33,10 +34,6 @@ class _Name:
     name: bytes
     lookups: int
     shape: int
-
-
-def _number(inode: int) -> int:
-    return _ONE if inode == ROOT else inode
 
 
 def _shape(attr: Attr) -> int:
@@ -60,6 +57,21 @@ class Inodes:
         self._lock = threading.Lock()
         self._names: dict[int, _Name] = {}
         self._nodes: OrderedDict[int, Node] = OrderedDict()
+        self._numbers = {ROOT: _ONE}
+        self._others = itertools.count(_ONE + 1)
+
+    def _number(self, inode: int) -> int:
+        return self._numbers.get(inode, inode)
+
+    def renumber(self, number: int) -> bytes:
+        """From now on the file is told under a number that the kernel doesn't know yet; its name."""
+        with self._lock:
+            known = self._names.get(number)
+            if known is None:
+                raise Gone(b"inode %d" % number)
+            inode = next((i for i, n in self._numbers.items() if n == number), number)
+            self._numbers[inode] = next(self._others)
+            return known.name
 
     def __len__(self) -> int:
         return len(self._names)
@@ -70,8 +82,9 @@ class Inodes:
         `CloudMountError` when the tree uses one inode for two different files: their pages would
         be mixed up.
         """
-        number, shape = _number(attr.inode), _shape(attr)
+        shape = _shape(attr)
         with self._lock:
+            number = self._number(attr.inode)
             known = self._names.get(number)
             if known is None:
                 self._names[number] = _Name(parent, name, 1, shape)
@@ -121,8 +134,8 @@ class Inodes:
                 raise Gone(b"inode %d" % number)
             parent, name = known.parent, known.name
         node = self.folder(parent).lookup(os.fsdecode(name))
-        if node is None or _number(node.attr().inode) != number:
-            raise Gone(name)
+        if node is None or self._number(node.attr().inode) != number:
+            raise Gone(name)  # or it has another number now
         with self._lock:
             if number in self._names:
                 self._keep(number, node)

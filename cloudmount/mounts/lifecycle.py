@@ -89,7 +89,9 @@ def serve(
         try:
             _wait_up(drive.up, ended, path)
             pid = os.getpid()
-            record = MountRecord(pid, start_time(pid), path, repository, time.time(), made, driver_name)
+            record = MountRecord(
+                pid, start_time(pid), path, repository, time.time(), made, driver_name, drive.pass_through
+            )
             write_record(records, record)
             ready(path)
             _until_unmounted(path, stop, ended)

@@ -15,6 +15,7 @@ Threading: `_Tree` is called on many threads at once.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 import threading
@@ -39,9 +40,16 @@ MEMORY_BYTES = 32 << 20
 """Of recently read data, beside the frame cache of the reader below."""
 NAMES = 1024
 """Names of a folder that are asked for at once; 50,000 then take 50 calls instead of 600."""
+PASS_THROUGH = {
+    "yes": "yes",
+    "kernel": "no: it needs Linux 6.9 or later, with FUSE_PASSTHROUGH",
+    "right": "no: it needs root (CAP_SYS_ADMIN)",
+}
 _KINDS = {Kind.FILE: 0, Kind.DIR: 1, Kind.LINK: 2}
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def installed() -> bool:
@@ -98,6 +106,16 @@ class NativeDrive:
             raise
         finally:
             self._tree.end()
+
+    @property
+    def pass_through(self) -> str:
+        """Whether the kernel reads complete local copies by itself; else why not."""
+        return PASS_THROUGH[self._session.pass_through]
+
+    @property
+    def open_files(self) -> tuple[int, int]:
+        """How many files are open, and how many of them the kernel reads by itself."""
+        return self._session.open_files
 
     @property
     def remembered(self) -> int:
@@ -212,6 +230,17 @@ class _Tree:
         if len(content) != length:
             raise CloudMountError(f"{length} bytes at {offset} were asked for, {len(content)} came")
         return offset, content, _local(source)
+
+    def local(self, handle: int) -> bytes | int | None:
+        return self._answer("read", lambda: _local(self._files[handle]))
+
+    def renumber(self, number: int) -> None:
+        name = self._inodes.renumber(number)
+        log.warning(
+            "the local copy of %s was changed or removed while programs read it: they go on with it as it is "
+            "(close what has it open); what is opened from now on is not read from it",
+            os.fsdecode(name),
+        )
 
     # Folders
 

@@ -27,6 +27,8 @@ class MountRecord:
     """Its folder was made for it, and goes with it."""
     driver: str = ""
     """What serves it; empty when an older program recorded it."""
+    pass_through: str = ""
+    """Whether the kernel reads complete local copies by itself, as the driver says."""
 
     @property
     def alive(self) -> bool:

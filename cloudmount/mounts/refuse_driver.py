@@ -126,6 +126,11 @@ class RefuseDrive:
         for opened in self._files.values():
             opened.source.close()
 
+    @property
+    def pass_through(self) -> str:
+        """Not by this driver."""
+        return "no: only the native driver can"
+
     def waiting(self, seconds: float) -> int:
         """Requests that have waited that long."""
         return self._requests.waiting(seconds)

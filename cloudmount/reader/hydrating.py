@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cloudmount.extents import Extent, check_range
 from cloudmount.reader.localcopy import LocalCopy
-from cloudmount.reader.prefetch import Prefetchable
+from cloudmount.reader.prefetch import Prefetchable, Range
 
 
 class _Part(NamedTuple):
@@ -91,16 +91,17 @@ class HydratingSource:
             found.append(data)
         return found[0] if len(found) == 1 else b"".join(found)
 
-    def fetch_ahead(self, offset: int, length: int) -> None:
+    def fetch_ahead(self, ranges: Range) -> None:
         """What the copy has not, into the caches of the stored disk."""
-        check_range(self.size, offset, length)
         copy = self._local.copy
-        if copy is None:
-            self._stored.fetch_ahead(offset, length)
-            return
-        for part in self._parts(copy, offset, length):
-            if part.kind == "store":
-                self._stored.fetch_ahead(part.offset, part.length)
+        if copy is not None:
+            ranges = [
+                (part.offset, part.length)
+                for offset, length in ranges
+                for part in self._parts(copy, offset, length)
+                if part.kind == "store"
+            ]
+        self._stored.fetch_ahead(ranges)
 
     def _fetch(self, offset: int, length: int) -> bytes:
         self._local.missed(offset)

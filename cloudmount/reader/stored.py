@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from cloudmount.errors import BlobMissingError, DamagedError, StoreTimeoutError, StoreUnreachableError
 from cloudmount.extents import Extent, check_range, merged
 from cloudmount.reader.fetching import GROUP, WINDOW, Fetched, FrameReader, Member
 from cloudmount.reader.flights import Flight, Key
+from cloudmount.reader.prefetch import Range
 from cloudmount.reader.readahead import NOTHING, REGION, Ahead, Readahead
 from cloudmount.reader.runs import coalesce
 from cloudmount.repo.frames import FrameMap
@@ -101,15 +102,13 @@ class StoredSource:
             offset = stop * self._frame
         return b"".join(parts)
 
-    def fetch_ahead(self, offset: int, length: int) -> None:
+    def fetch_ahead(self, ranges: Range) -> None:
         """As `prefetch.Prefetchable` says."""
-        check_range(self.size, offset, length)
-        self._fetch_ahead(
-            offset // self._frame,
-            -(-(offset + length) // self._frame),
-            time.monotonic() + self._reader.io_timeout,
-            alone=True,
-        )
+        numbers: set[int] = set()
+        for offset, length in ranges:
+            check_range(self.size, offset, length)
+            numbers.update(range(offset // self._frame, -(-(offset + length) // self._frame)))
+        self._fetch_ahead(sorted(numbers), time.monotonic() + self._reader.io_timeout, alone=True)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """The range by the map alone: blocks of 2 MiB (files of few frames: frames), ZERO where nothing
@@ -362,19 +361,19 @@ class StoredSource:
             stop = min(first + chunk, ahead.stop)
             if all(self._table.there((self._ident, n)) or self._is_absent(n) for n in range(first, stop)):
                 continue
-            job = functools.partial(self._fetch_ahead, first, stop, ends)
+            job = functools.partial(self._fetch_ahead, range(first, stop), ends)
             if not self._reader.workers.submit(job, ends, urgent=False):
                 self._readahead.refused(Ahead(0, first, ahead.stop))
                 return
 
-    def _fetch_ahead(self, first: int, stop: int, ends: float, *, alone: bool = False) -> None:
-        """Bring the frames `first` up to `stop` that are nowhere yet, on this thread; where they take several
-        requests, other workers help, unless `alone`."""
+    def _fetch_ahead(self, numbers: Sequence[int], ends: float, *, alone: bool = False) -> None:
+        """Bring those of these frames that are nowhere yet, on this thread; where they take several requests,
+        other workers help, unless `alone`."""
         reader, table, ident = self._reader, self._table, self._ident
         mine: dict[Key, Flight[bytes]] = {}
         try:
             rows: dict[int, Location] = {}
-            for n in range(first, stop):
+            for n in numbers:
                 at = reader.load_places(self._map, n // GROUP)[n % GROUP]
                 if at is not None:
                     rows[n] = at

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 CONFIG, CONFIG_COPY = "config", "config.copy"
 PACKS, MAPS, INDEX, SNAPSHOTS, DAMAGE = "packs/", "maps/", "index/", "snapshots/", "damage/"
+TRACES = "traces/"
 _MAX_SEQUENCE, _MAX_TIME = 2**64 - 1, 2**40 - 1
 _MAX_GENERATION = 2**32 - 1
 _KEY = "([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{32})"
@@ -32,6 +33,16 @@ def pack_id(name: str) -> bytes | None:
     """The id in a pack's name; None when it is no pack's name."""
     match = re.fullmatch(r"packs/([0-9a-f]{2})/(\1[0-9a-f]{30})", name)
     return bytes.fromhex(match[2]) if match else None
+
+
+def traces_of(tag: str) -> str:
+    """What the names of a machine's traces begin with; they sort newest first."""
+    return f"{TRACES}{tag}/"
+
+
+def trace_prefix(tag: str, seconds: int) -> str:
+    """What the name of a trace made at this time (whole seconds since 1970 UTC) begins with."""
+    return f"{traces_of(tag)}{_MAX_TIME - seconds:010x}-"
 
 
 class SnapshotKey(NamedTuple):

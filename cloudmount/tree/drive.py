@@ -18,13 +18,14 @@ import cachetools
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
 from cloudmount.nodes import Attr, Dir, Kind, Node
-from cloudmount.reader.prefetch import Prefetch, Prefetchable
+from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import FrameReader
+from cloudmount.reader.tracing import Recorder
 from cloudmount.repo.names import SnapshotKey, folders
 from cloudmount.repo.repository import Machine, Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
-from cloudmount.tree.bootguess import LIMIT, boot_ranges
+from cloudmount.tree.bootlearning import BootLearning
 from cloudmount.tree.refreshed import Refreshed
 from cloudmount.tree.snapshotdir import OpenedSnapshot, SnapshotDir, StoredDisk
 
@@ -34,6 +35,8 @@ FRESH_SECONDS = 3.0
 MACHINES_SECONDS = 15.0
 DAMAGED_SECONDS = 60.0
 """How long a snapshot that didn't open is not tried again for `latest`."""
+MAP_BYTES = 16 << 20
+"""Of decoded maps: 80 GiB of a disk that is read at random. Kept small, so that a drive's process is."""
 KEPT_SNAPSHOTS = 8
 """Opened snapshots kept; each may hold 24 MiB of listings."""
 
@@ -49,6 +52,9 @@ class LocalContent(Protocol):
 
     def content(self, disk: StoredDisk, stored: Prefetchable) -> Prefetchable:
         """The raw disk; owns `stored`, which reads it from the store."""
+
+    def opening(self, disk: StoredDisk) -> None:
+        """A file of the disk is being opened: what is wholly here is to be known by then. Waits not long."""
 
     def path(self, disk: StoredDisk, format: str) -> str | None:
         """A file here that is the disk in `format` ("vhdx", "raw"), as `extents.LocalCopy` demands."""
@@ -69,12 +75,13 @@ class Drive:
         self.saw = saw
         self.local: LocalContent | None = None
         """What has disks on this machine; set before the drive is used."""
+        self.learning = BootLearning(repository, reader) if reader is not None else None
+        """What makes boots quicker; may be replaced before the drive is used."""
         self._reader = reader
-        self.maps = MapCache(repository)
+        self.maps = MapCache(repository, MAP_BYTES)
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
-        self._booted: set[tuple[str, str]] = set()
         self._since = int(time.time())
         self._lock = threading.Lock()
 
@@ -106,14 +113,13 @@ class Drive:
         return sum(known), len(known)
 
     def boots(self, disk: StoredDisk) -> None:
-        """A machine seems to boot from the disk: have what it reads first fetched, once."""
-        with self._lock:
-            if disk.ident in self._booted:
-                return
-            self._booted.add(disk.ident)
-        source = disk.content()
-        sector = int(disk.summary["logical_sector"])
-        Prefetch(self.reader, source, lambda: boot_ranges(source, sector), LIMIT).start()
+        """A machine seems to boot from the disk."""
+        if self.learning is not None:
+            self.learning.boots(disk)
+
+    def recorder(self, disk: StoredDisk) -> Recorder | None:
+        """What records the disk's reads, while a machine boots from it."""
+        return self.learning.recorder(disk.ident) if self.learning is not None else None
 
     def folder_of(self, snapshot: Snapshot) -> str:
         """What a snapshot's folder is called."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from cloudmount.errors import CloudMountError, StoreError, StoreTimeoutError
@@ -82,14 +82,26 @@ class Hydrator:
 
     def content(self, disk: StoredDisk, stored: Prefetchable) -> HydratingSource:
         """The disk, from its copy where that has it."""
+        return HydratingSource(stored, self._task(disk).local)
+
+    def opening(self, disk: StoredDisk) -> None:
+        """Use a finished copy from the start, if there is one; others only when the disk is read.
+
+        A driver that is given the path when it opens the file can have the kernel read it by itself.
+        """
+        task = self._task(disk)
+        if task.local.copy is None and (self._root / disk.snapshot.machine).is_dir():
+            self._within_reason(("finished", disk.ident), lambda: self._attach(task, claim=False))
+
+    def _task(self, disk: StoredDisk) -> _Task:
         with self._change:
             task = self._tasks.get(disk.ident)
             if task is None:
                 task = self._tasks[disk.ident] = _Task(disk, self._used)
-        return HydratingSource(stored, task.local)
+            return task
 
     def path(self, disk: StoredDisk, format: str) -> str | None:
-        """The finished copy in that form, once the disk was read through this drive."""
+        """The finished copy in that form, once the disk was opened through this drive."""
         task = self._tasks.get(disk.ident)
         copy = task.local.copy if task is not None else None
         return copy.verified_path if copy is not None and copy.described.format == format else None
@@ -127,10 +139,14 @@ class Hydrator:
         if copy is not None and not (copy.doubtful and not copy.claimed):
             self._to_front(task)
             return
+        self._within_reason(("copy", task.disk.ident), lambda: self._attach(task, claim=True))
+
+    def _within_reason(self, key: tuple[str, Hashable], job: Callable[[], None]) -> None:
+        """Have a worker do it, and wait for that, but not long."""
         wait = SOON_SECONDS if self._reader.outage else ATTACH_SECONDS
         until = time.monotonic() + min(wait, self._reader.io_timeout)
         try:
-            self._reader.ask(("copy", task.disk.ident), lambda: self._attach(task), until)
+            self._reader.ask(key, job, until)
         except StoreTimeoutError:
             pass
         except (CloudMountError, OSError) as error:
@@ -149,21 +165,21 @@ class Hydrator:
                     other.filling.stop()
             self._change.notify_all()
 
-    def _attach(self, task: _Task) -> None:
-        """On a worker: have the task use a finished copy, else one to be filled."""
-        if self._ended or not task.attaching.acquire(blocking=False):
+    def _attach(self, task: _Task, *, claim: bool) -> None:
+        """On a worker: have the task use a finished copy, else (`claim`) one to be filled."""
+        if self._ended or not task.attaching.acquire(timeout=SOON_SECONDS):
             return
         try:
             copy = task.local.copy
             if copy is not None and copy.doubtful and not copy.claimed:
                 task.local.copy = copy = None  # it was only to be read; now it has to be verified
-            if copy is None and not self._attach_one(task):
+            if copy is None and not self._attach_one(task, claim):
                 return
         finally:
             task.attaching.release()
         self._to_front(task)
 
-    def _attach_one(self, task: _Task) -> bool:
+    def _attach_one(self, task: _Task, claim: bool) -> bool:
         folder = self._drive.folder_of(task.disk.snapshot)
         forms: tuple[Format, ...] = ("vhdx", "raw") if task.disk.vhdx_bytes() is not None else ("raw",)
         copies = [DiskCopy(self._root, task.disk, folder, form) for form in forms]
@@ -171,6 +187,8 @@ class Hydrator:
             if copy.finished(task.local):
                 task.copy = copy
                 return True
+        if not claim:
+            return False
         copy = next((c for c in copies if c.path.exists()), copies[0])
         try:
             copy.claim(task.local, self._tell_once)

@@ -19,6 +19,7 @@ from cloudmount.extents import BlockSource, Bytes, Zeros
 from cloudmount.nodes import Attr, Kind, Node
 from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import StoredSource
+from cloudmount.reader.tracing import TracedSource
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.listings import Listing
 from cloudmount.repo.names import SnapshotKey
@@ -73,8 +74,10 @@ class StoredDisk:
     def content(self) -> Prefetchable:
         """The raw disk."""
         drive = self._opened.drive
-        stored = StoredSource(drive.reader, self.map, self.ident)
-        return stored if drive.local is None else drive.local.content(self, stored)
+        content: Prefetchable = StoredSource(drive.reader, self.map, self.ident)
+        if drive.local is not None:
+            content = drive.local.content(self, content)
+        return TracedSource(content, lambda: drive.recorder(self))
 
     @property
     def ident(self) -> tuple[str, str]:
@@ -115,7 +118,10 @@ class StoredDisk:
     def _shown(self, source: BlockSource, format: str) -> BlockSource:
         local = self._opened.drive.local
         source = Watched(source, format, lambda: self._opened.drive.boots(self))
-        return source if local is None else _Shown(source, lambda: local.path(self, format))
+        if local is None:
+            return source
+        local.opening(self)
+        return _Shown(source, lambda: local.path(self, format))
 
 
 class _Shown:

@@ -25,6 +25,7 @@ use crate::local::Local;
 use crate::opened::{gather, with_pages, Content, Folder, Name, Opened};
 use crate::queue::Chore;
 use crate::server::fill;
+use crate::ways::Way;
 
 const BLOCK: u32 = 4096;
 /// Bytes of the longest name.
@@ -268,22 +269,47 @@ fn open(core: &Core, tree: &Bound<'_, PyAny>, job: &Job, number: u64) -> PyResul
         time: (seconds, nanoseconds),
     };
     let file = Arc::new(Opened::new(handle, content, Arc::clone(&core.queue)));
-    offer(tree.py(), &file, local);
-    if let Some(Answer::Open(reply)) = job.claim() {
-        core.files.write().insert(handle, file);
-        reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE);
+    offer(tree, &file, local)?;
+    let Some(Answer::Open(reply)) = job.claim() else {
+        return Ok(0);
+    };
+    let local = file.local();
+    let back = |local: &Local| reply.open_backing(local.passable()?);
+    let way = core.ways.enter(content, local.as_ref(), back);
+    if matches!(way, Way::Clash) {
+        // What asks comes back for the name, and finds the file under another number.
+        let told = tree.call_method1("renumber", (number,));
+        reply.error(Errno::ESTALE);
+        return told.map(|_| 0);
+    }
+    core.files.write().insert(handle, file);
+    match way {
+        // The kernel takes no flag beside it here, not even the one to keep its pages.
+        Way::Through(id) => {
+            reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &id);
+        }
+        _ => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
     }
     Ok(0)
 }
 
 /// Use a local copy from now on, if it is as it should be; else the tree goes on answering.
-fn offer(py: Python<'_>, file: &Opened, local: Option<Vec<u8>>) {
-    if let Some(path) = local.filter(|_| file.wants_local()) {
-        let path = PathBuf::from(OsString::from_vec(path));
-        if let Ok(local) = py.detach(|| Local::open(&path, file.content.size)) {
+fn offer(tree: &Bound<'_, PyAny>, file: &Opened, local: Option<Vec<u8>>) -> PyResult<()> {
+    let Some(named) = local.filter(|_| file.wants_local()) else {
+        return Ok(());
+    };
+    let path = PathBuf::from(OsString::from_vec(named.clone()));
+    let size = file.content.size;
+    if let Ok(local) = tree.py().detach(|| Local::open(&path, size)) {
+        // Asked again, so that what was opened is what was meant, whatever was put there between.
+        let answer = tree.call_method1("local", (file.handle,))?;
+        let still =
+            matches!(told::<Option<Vec<u8>>>(&answer)?, Told::Value(Some(now)) if now == named);
+        if still && local.is_at(&path) {
             file.set_local(local);
         }
     }
+    Ok(())
 }
 
 fn read(
@@ -314,7 +340,7 @@ fn read(
         Told::Value(read) => read,
         Told::Errno(errno) => return Ok(errno),
     };
-    offer(py, file, local);
+    offer(tree, file, local)?;
     let start = offset
         .checked_sub(from)
         .and_then(|start| usize::try_from(start).ok())

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Errno, ReplyData};
+use fuser::{BackingId, Errno, ReplyData};
 use parking_lot::RwLock;
 
 use crate::jobs::{Answer, Ask, Job, Jobs};
@@ -18,6 +18,7 @@ use crate::local::Got;
 use crate::memory::Memory;
 use crate::opened::{from_local, gather, with_pages, Folder, Key, Opened};
 use crate::queue::{Queue, Staff, Step, QUESTIONS};
+use crate::ways::Ways;
 
 /// Python's threads. One that waits for the store costs about 200 KiB.
 const PYTHON: Staff = Staff {
@@ -58,6 +59,8 @@ pub struct Core {
     pub missing: Duration,
     /// How many blocks had been read when memory was last given back.
     tidied: AtomicU64,
+    /// Which way the kernel reads what it has open.
+    pub ways: Ways<BackingId>,
     /// Open files by handle.
     pub files: RwLock<HashMap<u64, Arc<Opened>>>,
     /// Open folders by handle.
@@ -74,6 +77,7 @@ impl Core {
             memory: Memory::new(memory_bytes),
             missing,
             tidied: AtomicU64::new(0),
+            ways: Ways::new(),
             files: RwLock::default(),
             folders: RwLock::default(),
         }
@@ -221,6 +225,14 @@ impl Core {
         }
     }
 
+    /// The kernel has released a file.
+    pub fn release(&self, handle: u64) {
+        let file = self.files.write().remove(&handle);
+        if let Some(file) = file {
+            self.ways.leave(file.content.number);
+        }
+    }
+
     /// How many threads `read_cold` should have.
     pub fn disk_threads() -> usize {
         DISK.most
@@ -234,6 +246,7 @@ impl Core {
         // Before the queue ends, so that workers still close these in Python.
         self.files.write().clear();
         self.folders.write().clear();
+        self.ways.clear();
         for job in self.queue.end() {
             self.drop_job(&job);
         }

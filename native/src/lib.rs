@@ -12,6 +12,7 @@ mod memory;
 mod opened;
 mod queue;
 mod server;
+mod ways;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -27,6 +28,7 @@ use pyo3::prelude::*;
 use crate::core::Core;
 use crate::queue::Step;
 use crate::server::Server;
+use crate::ways::{permitted, Possible};
 
 /// Two keep two cores busy; more only take turns.
 const LOOPS: usize = 2;
@@ -76,6 +78,9 @@ impl Session {
         // Not `fuser::Session::new`: what that mounts it unmounts by path when it ends, although it was
         // unmounted long before, and so it would take the next drive at that path away.
         let session = py.detach(|| fuser::Session::from_fd(server, device, acl, config))?;
+        if core.ways.possible() != Possible::NoKernel {
+            core.ways.allow(permitted(&session));
+        }
         Ok(Self {
             core,
             session: Mutex::new(Some(session)),
@@ -122,6 +127,20 @@ impl Session {
     fn waiting(&self, seconds: f64) -> usize {
         let at_least = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         self.core.jobs.waiting(at_least)
+    }
+
+    #[getter]
+    fn pass_through(&self) -> &'static str {
+        match self.core.ways.possible() {
+            Possible::Yes => "yes",
+            Possible::NoKernel => "kernel",
+            Possible::NoRight => "right",
+        }
+    }
+
+    #[getter]
+    fn open_files(&self) -> (usize, usize) {
+        self.core.ways.count()
     }
 
     #[getter]

@@ -72,6 +72,26 @@ impl Local {
         })
     }
 
+    /// The file, for the kernel to read by itself, also past its page cache: opening a file so would fail where
+    /// the file system of the copy has no direct reads.
+    pub fn passable(&self) -> io::Result<&File> {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT | libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        Ok(&self.file)
+    }
+
+    /// Whether it is what lies at `path` now.
+    pub fn is_at(&self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|found| Shape::of(&found) == self.shape)
+    }
+
+    /// Whether both are one file, whatever somebody did to it between.
+    pub fn is_file_of(&self, other: &Self) -> bool {
+        (self.shape.dev, self.shape.ino) == (other.shape.dev, other.shape.ino)
+    }
+
     /// Whether it may still be asked.
     pub fn usable(&self) -> bool {
         !self.refused.load(Ordering::Relaxed)
@@ -109,7 +129,8 @@ impl Local {
         Got::Never
     }
 
-    fn unchanged(&self) -> bool {
+    /// Whether it is still what was opened; once it isn't, it is never used again.
+    pub fn unchanged(&self) -> bool {
         let same = self.usable()
             && self
                 .file

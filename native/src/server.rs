@@ -23,6 +23,7 @@ use crate::core::Core;
 use crate::jobs::{Answer, Ask};
 use crate::opened::Name;
 use crate::queue::Chore;
+use crate::ways::Possible;
 
 /// Bytes of the longest direct read (the kernel's own bound is the same).
 const LONGEST: u32 = 1 << 20;
@@ -44,6 +45,12 @@ impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for wanted in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO] {
             let _ = config.add_capabilities(wanted); // an older kernel goes without
+        }
+        // Of a depth of one: another file system may still be put above the drive.
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok()
+        {
+            self.0.ways.allow(Possible::NoRight); // until it is known
         }
         let _ = config.set_max_background(self.1);
         let _ = config.set_max_write(LONGEST); // bounds reads too
@@ -130,9 +137,8 @@ impl Filesystem for Server {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let file = self.0.files.write().remove(&handle.0);
         reply.ok();
-        drop(file);
+        self.0.release(handle.0);
     }
 
     // Folders

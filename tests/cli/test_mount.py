@@ -66,7 +66,9 @@ def test_in_the_background(console: Console, drive: Path, source: Path) -> None:
 @pytest.mark.parametrize("driver", NAMES)
 def test_through_the_driver_that_is_asked_for(console: Console, drive: Path, driver: str) -> None:
     console.run("mount", str(drive), "--daemon", "--driver", driver)
-    assert [m["driver"] for m in console.json("status")["mounts"]] == [driver]
+    (mount,) = console.json("status")["mounts"]
+    assert mount["driver"] == driver
+    assert mount["pass_through"] == ("yes" if driver == "native" else "no: only the native driver can")
     assert (drive / "srv/latest/docs/plan.txt").read_text() == "plan\n"
     console.run("umount", str(drive))
 

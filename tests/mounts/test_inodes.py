@@ -73,3 +73,20 @@ def test_a_hard_link_is_one_file_with_two_names() -> None:
     one, same = MemoryFile(b"same", inode=7), MemoryFile(b"same", inode=7)
     inodes = Inodes(MemoryDir({"one": one, "same": same}))
     assert _tell(inodes, ROOT, "one", one) == _tell(inodes, ROOT, "same", same)
+
+
+def test_another_number_for_one_file() -> None:
+    file = MemoryFile(b"x", inode=41)
+    inodes = Inodes(MemoryDir({"f": file}))
+    assert _tell(inodes, ROOT, "f", file) == 41
+    numbers = [41]
+    for _ in range(3):
+        assert inodes.renumber(numbers[-1]) == b"f"
+        numbers.append(_tell(inodes, ROOT, "f", file))
+        assert inodes.node(numbers[-1]) is file
+    assert len(set(numbers)) == 4
+    for number in numbers:
+        inodes.forget(number, 1)
+    assert len(inodes) == 0
+    with pytest.raises(Gone):
+        inodes.renumber(41)

@@ -42,6 +42,9 @@ class Recorded(Watched):
     def again(self) -> Recorded:
         return self
 
+    def close(self) -> None:
+        """It is shared by all who open it."""
+
 
 class Copied(Recorded):
     """The same, with a local copy where `path` says."""
@@ -63,6 +66,14 @@ def direct(path: Path) -> Iterator[Callable[[int, int], bytes]]:
             return buffer[:n]
 
         yield read
+
+
+@contextmanager
+def through_the_cache(at: Path, source: Copied, copy: Path) -> Iterator[None]:
+    """The copy is offered, but the kernel can't read it by itself: somebody has the file open without."""
+    with opened(at):
+        source.path = str(copy)
+        yield
 
 
 @pytest.fixture
@@ -185,9 +196,8 @@ def test_a_local_copy_from_the_start_and_gone(drive: Callable[[Dir], Mounted], t
     os.posix_fadvise(fd := os.open(copy, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)  # cold, if it can be
     os.close(fd)
     source = Copied(pattern)
-    source.path = str(copy)
     at = drive(MemoryDir({"f": MemoryFile(source)})).path / "f"
-    with direct(at) as read:
+    with through_the_cache(at, source, copy), direct(at) as read:
         copy.unlink()  # what is open stays readable, but is no longer the same (ctime)
         assert read(0, MIB) == pattern.read_at(0, MIB)
     assert content(at) == pattern.read_at(0, MIB)
@@ -219,7 +229,6 @@ def test_a_copy_not_in_memory_is_read_by_others(drive: Callable[[Dir], Mounted],
         os.fsync(f.fileno())
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     source = Copied(pattern)
-    source.path = str(copy)
     at = drive(MemoryDir({"f": MemoryFile(source)})).path / "f"
 
     def reader(number: int) -> bool:
@@ -229,7 +238,7 @@ def test_a_copy_not_in_memory_is_read_by_others(drive: Callable[[Dir], Mounted],
                 for o in range(number * 4096, pattern.size, 64 * 4096)
             )
 
-    with ThreadPoolExecutor(64) as pool:
+    with through_the_cache(at, source, copy), ThreadPoolExecutor(64) as pool:
         assert all(pool.map(reader, range(64)))
     assert source.reads == []
 

@@ -94,7 +94,7 @@ def test_who_only_looks_gets_no_more(lab: Lab) -> None:
 
 
 def test_it_is_bounded_and_done_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloudmount.tree.drive.LIMIT", MIB)
+    monkeypatch.setattr("cloudmount.tree.bootlearning.LIMIT", MIB)
     with counted(lab) as (tree, store):
         for _ in range(3):
             read(tree, VHDX, BAT_OFFSET, MIB)

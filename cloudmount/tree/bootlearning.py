@@ -1,0 +1,170 @@
+"""What boots read: recorded, kept, and used for the next.
+
+Decided here and only here: where traces lie (with the machine in the repository; here too, for where the
+credential may not write), which one a boot uses (the newest of that disk), when a new one is worth keeping,
+and what is fetched ahead of a boot: what its trace says, else a guess (`bootguess`). Nothing that goes wrong
+with a trace is an error: boots only take longer.
+
+Threading: any number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloudmount.blobs.store import BlobInfo
+from cloudmount.errors import CloudMountError
+from cloudmount.reader.fetching import FrameReader
+from cloudmount.reader.prefetch import Plan, Prefetch
+from cloudmount.reader.tracing import Recorder
+from cloudmount.repo.names import traces_of
+from cloudmount.repo.repository import Repository
+from cloudmount.repo.traces import Trace, open_trace, read_trace, seal_trace
+from cloudmount.tree.bootguess import LIMIT, boot_ranges
+
+if TYPE_CHECKING:
+    from cloudmount.tree.snapshotdir import StoredDisk
+
+TRACE_LIMIT = 512 << 20
+"""Plain bytes that are fetched by a trace, at most."""
+LOOKED_AT = 8
+"""How many of a machine's traces are looked at for a disk's; and kept here."""
+NEW_SHARE, OLD_SHARE = 0.1, 0.4
+"""A trace is kept when more than the one share of its frames is new, or the other of the last's is unused."""
+STORE_SECONDS = 10.0
+END_SECONDS = 1.5
+
+
+class BootLearning:
+    """The boots of a drive's machines; `folder` keeps traces here, when given."""
+
+    def __init__(self, repository: Repository, reader: FrameReader, folder: Path | None = None) -> None:
+        self._repository, self._reader, self._folder = repository, reader, folder
+        self._recorders: dict[tuple[str, str], Recorder] = {}
+        self._pending: dict[tuple[str, str], StoredDisk] = {}
+        self._known: dict[tuple[str, str], Trace] = {}
+        self._lock = threading.Lock()
+
+    def recorder(self, disk: tuple[str, str]) -> Recorder | None:
+        """What records the disk named so, when it is being booted."""
+        return self._recorders.get(disk)
+
+    def boots(self, disk: StoredDisk) -> None:
+        """A machine seems to boot from the disk: fetch what it will read, and record what it does; once."""
+        with self._lock:
+            if disk.ident in self._recorders:
+                return
+            self._recorders[disk.ident] = Recorder(disk.map.frame_bytes, lambda: self._ending([disk.ident]))
+            self._pending[disk.ident] = disk
+        Prefetch(self._reader, disk.content(), lambda: self._plan(disk)).start()
+
+    def close(self) -> None:
+        """Keep what was recorded so far; within seconds."""
+        with self._lock:
+            pending = list(self._pending)
+        if pending:
+            self._ending(pending).join(END_SECONDS)
+
+    def _ending(self, disks: list[tuple[str, str]]) -> threading.Thread:
+        """A thread that ends these recordings: readers don't wait for the store."""
+        thread = threading.Thread(target=self._end, args=(disks,), name="cloudmount-learning", daemon=True)
+        thread.start()
+        return thread
+
+    # Using
+
+    def _plan(self, disk: StoredDisk) -> Plan:
+        trace = self._newest(disk)
+        if trace is None:
+            source = disk.content()
+            return Plan(boot_ranges(source, int(disk.summary["logical_sector"])), LIMIT)
+        self._known[disk.ident] = trace
+        size, frame = int(disk.summary["size"]), trace.frame_bytes
+        ranges = [
+            (first * frame, min(count * frame, size - first * frame))
+            for first, count, _ in trace.runs
+            if first * frame < size
+        ]
+        return Plan(ranges, TRACE_LIMIT, eager=True)
+
+    def _newest(self, disk: StoredDisk) -> Trace | None:
+        deadline = time.monotonic() + min(STORE_SECONDS, self._reader.io_timeout)
+        for name, place in sorted(self._names(disk.snapshot.tag, deadline).items())[:LOOKED_AT]:
+            try:
+                if isinstance(place, Path):
+                    trace = open_trace(self._repository.keys, name, place.read_bytes())
+                else:
+                    trace = read_trace(self._repository, place, deadline=deadline)
+            except (CloudMountError, OSError):
+                continue
+            if trace.disk == disk.path:
+                return trace
+        return None
+
+    def _names(self, tag: str, deadline: float) -> dict[str, Path | BlobInfo]:
+        """The machine's traces by their names, which sort newest first; those that are here from here."""
+        found: dict[str, Path | BlobInfo] = {}
+        with contextlib.suppress(CloudMountError):
+            listed = self._repository.store.list(traces_of(tag), limit=LOOKED_AT, deadline=deadline)
+            found |= {info.name: info for info in listed}
+        found |= {traces_of(tag) + path.name: path for path in self._here(tag)}
+        return found
+
+    def _here(self, tag: str) -> Iterator[Path]:
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                yield from sorted(p for p in (self._folder / tag).iterdir() if not p.name.startswith("."))
+
+    # Learning
+
+    def _end(self, disks: list[tuple[str, str]]) -> None:
+        for ident in disks:
+            with self._lock:
+                disk = self._pending.pop(ident, None)
+            if disk is not None:
+                self._keep(disk, self._recorders[ident])
+
+    def _keep(self, disk: StoredDisk, recorder: Recorder) -> None:
+        """Keep what was recorded, if it is worth that."""
+        recorder.ended = True
+        runs = recorder.runs
+        if not recorder.is_boot or not self._is_new(runs, self._known.get(disk.ident)):
+            return
+        now, size = int(time.time()), int(disk.summary["size"])
+        trace = Trace(disk.path, disk.snapshot.id, now, size, disk.map.frame_bytes, runs)
+        name, data = seal_trace(self._repository.keys, disk.snapshot.tag, trace)
+        with contextlib.suppress(OSError):
+            self._keep_here(disk.snapshot.tag, name, data)
+        with contextlib.suppress(CloudMountError):
+            self._repository.store.create(name, data, deadline=time.monotonic() + STORE_SECONDS)
+
+    @staticmethod
+    def _is_new(runs: tuple[tuple[int, int, int], ...], known: Trace | None) -> bool:
+        if known is None:
+            return True
+        new, old = _frames(runs), _frames(known.runs)
+        return len(new - old) > NEW_SHARE * len(new) or len(old - new) > OLD_SHARE * len(old)
+
+    def _keep_here(self, tag: str, name: str, data: bytes) -> None:
+        if self._folder is None:
+            return
+        folder = self._folder / tag
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = folder / name.rpartition("/")[2]
+        making = place.with_name(f".{place.name}")
+        making.write_bytes(data)
+        os.replace(making, place)
+        for path in list(self._here(tag))[LOOKED_AT:]:
+            path.unlink(missing_ok=True)
+
+
+def _frames(runs: tuple[tuple[int, int, int], ...]) -> set[int]:
+    return {
+        number for first, count, _ in runs for number in range(first, min(first + count, first + (1 << 20)))
+    }
