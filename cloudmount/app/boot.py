@@ -354,8 +354,9 @@ class _Run:
         state = state._replace(
             state=moment.state, stage=moment.stage, fetched_bytes=counts.bytes_down, reads=counts.reads
         )
-        self._state = state
-        self._vm.write_state(state)
+        if state != self._state:
+            self._state = state
+            self._vm.write_state(state)
 
 
 def _now() -> str:
