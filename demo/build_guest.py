@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 MIB = 1 << 20
@@ -90,18 +90,19 @@ class Guest:
     qbw_sha256: str
 
 
-def build(disk: Path, data_mib: int = 200, init: str = INIT) -> Guest:
+def build(disk: Path, data_mib: int = 200, init: str = INIT, modules: Sequence[str] = MODULES) -> Guest:
     """Build the guest into `disk`, with `data_mib` MiB of photos and ledgers beside company.QBW.
 
-    `init` is what it runs, a script of busybox's shell; see INIT for what there is.
+    `init` is what it runs, a script of busybox's shell, and `modules` what that loads; see INIT for what
+    there is.
 
     Replaces `disk` only when complete. Raises GuestError when a tool or the kernel is missing.
     """
-    kernel, modules = _kernel()
+    kernel, drivers = _kernel(modules)
     disk.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".guest-", dir=disk.parent) as folder:
         work = Path(folder)
-        esp = _esp(work, kernel, _initramfs(modules, init))
+        esp = _esp(work, kernel, _initramfs(drivers, init))
         data, qbw_sha256 = _data(work, data_mib)
         whole = work / "disk.raw"
         _sparse_file(whole, DISK_MIB)
@@ -229,8 +230,8 @@ def _copy_data(source: int, start: int, length: int, target: int, offset: int) -
 # --- Kernel and initramfs ---------------------------------------------------------------------------
 
 
-def _kernel() -> tuple[bytes, dict[str, bytes]]:
-    """Debian's cloud kernel, and the modules the guest loads, in the order to load them."""
+def _kernel(modules: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
+    """Debian's cloud kernel, and these modules with what they need, in the order to load them."""
     if platform.machine() != "x86_64":
         raise GuestError(f"the demo's guest is for x86_64, this machine is {platform.machine()}")
     everything: dict[str, bytes] = {}
@@ -261,7 +262,7 @@ def _kernel() -> tuple[bytes, dict[str, bytes]]:
             add(other.replace("-", "_"))
         ordered[module] = everything[module]
 
-    for module in MODULES:
+    for module in modules:
         add(module)
     return kernel, ordered
 
