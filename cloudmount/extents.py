@@ -73,6 +73,15 @@ class LocalCopy(Protocol):
         """
 
 
+@runtime_checkable
+class Prefetching(Protocol):
+    """What a `BlockSource` may offer beside: to fetch what will be read soon."""
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Begin to fetch exactly these bytes, where they are far away. Returns at once and raises nothing
+        but `ValueError` (see `check_range`): who reads them meets the failure."""
+
+
 def check_range(size: int, offset: int, length: int) -> None:
     """`ValueError` unless `length` bytes at `offset` lie within a source of `size` bytes."""
     if offset < 0 or length < 0 or offset + length > size:

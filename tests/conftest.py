@@ -13,12 +13,20 @@ import pytest
 pytest_plugins = ("tests.azurite_server",)
 
 MARKS = {
-    "program": ("boot/", "cli/", "mounts/test_looking.py", "reader/test_diskcache.py"),
+    "program": (
+        "boot/",
+        "cli/",
+        "guest/test_children.py",
+        "mounts/test_looking.py",
+        "reader/test_diskcache.py",
+    ),
     "oracle": (
         "disks/test_readers_and_qemu.py",
         "disks/test_sgdisk_tables.py",
         "disks/test_synthesis.py",
         "disks/test_vhd_synthesis.py",
+        "guest/test_oracles.py",
+        "guest/test_windows.py",
     ),
     "fault": (
         "backup/test_campaigns.py",
@@ -29,6 +37,7 @@ MARKS = {
         "blobs/test_azure_link.py",
         "disks/test_broken_containers.py",
         "disks/test_campaign_readers.py",
+        "guest/test_campaign_guest.py",
         "reader/test_campaign.py",
         "reader/test_io_timeout.py",
         "tree/test_drive_outage.py",

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloudmount.app.hydrations import announced
 from cloudmount.app.memory import few_arenas
-from cloudmount.app.opening import disk_cache
+from cloudmount.app.opening import default_cache_bytes, disk_cache, frames_folder
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.counting import CountingStore
@@ -28,8 +27,6 @@ from cloudmount.tree.bootlearning import BootLearning
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
-GIB = 1 << 30
-MOST_CACHE = 10 * GIB
 MEMORY_BYTES = 24 << 20
 """Of opened frames, most of them ahead of their readers: what was read, the kernel keeps."""
 WORKERS = 8
@@ -38,14 +35,6 @@ WORKERS = 8
 def log_file(environ: Mapping[str, str] = os.environ) -> Path:
     """What drives in the background write to."""
     return state_folder(environ) / "mount.log"
-
-
-def default_cache_bytes(folder: Path) -> int:
-    """10 GiB, or a quarter of what is free where the cache lies."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
 
 
 def _driver(name: str | None) -> tuple[str, Driver]:
@@ -95,7 +84,7 @@ def opened_drive(
         connections=WORKERS + 2 + (REQUESTS if hydrate_to is not None else 0),
     )
     repository = Repository.open(store, passphrase, tell=tell)
-    folder = cache_dir or cache_folder(environ) / repository.config.repo_id / "frames"
+    folder = cache_dir or frames_folder(repository, environ)
     limit = cache_bytes if cache_bytes is not None else default_cache_bytes(folder)
     repository.cache = disk_cache(folder, limit, tell)
     reader = FrameReader(
@@ -108,6 +97,7 @@ def opened_drive(
     drive = Drive(repository, reader, Sightings(repository, environ).saw)
     with contextlib.ExitStack() as ending:
         ending.callback(reader.close)
+        ending.callback(drive.close)
         traces = cache_folder(environ) / repository.config.repo_id / "traces"
         drive.learning = BootLearning(repository, reader, traces)
         ending.callback(drive.learning.close)

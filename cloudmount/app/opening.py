@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloudmount.app.places import cache_folder, connect, make_folders
 from cloudmount.blobs.retrying import TRANSFER, RetryPolicy
@@ -16,7 +18,10 @@ from cloudmount.blobs.store import BlobStore
 from cloudmount.errors import NoRepositoryError, TargetExistsError
 from cloudmount.repo.repository import Repository, SealedCache
 
-GIB = 1 << 30
+if TYPE_CHECKING:
+    from cloudmount.tree.drive import Drive
+
+MOST_CACHE = 10 << 30
 METADATA_CACHE_BYTES = 256 << 20
 """The cache of commands that read maps and snapshots only."""
 
@@ -26,6 +31,36 @@ def disk_cache(folder: Path, limit: int, tell: Callable[[str], None]) -> SealedC
     from cloudmount.reader.diskcache import DiskCache
 
     return DiskCache(os.fspath(folder), limit, tell)
+
+
+def default_cache_bytes(folder: Path) -> int:
+    """10 GiB, or a quarter of what is free where the cache lies."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
+
+
+def frames_folder(repository: Repository, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where drives, and commands that look inside disks, keep pieces of them."""
+    return cache_folder(environ) / repository.config.repo_id / "frames"
+
+
+@contextlib.contextmanager
+def looking_inside(repository: Repository, environ: Mapping[str, str] = os.environ) -> Iterator[Drive]:
+    """The drive of a repository as a tree whose contents, those inside disks too, can be read."""
+    from cloudmount.reader.stored import FrameReader
+    from cloudmount.tree.drive import Drive
+
+    folder = frames_folder(repository, environ)
+    cache = disk_cache(folder, default_cache_bytes(folder), repository.warn)
+    reader = FrameReader(repository, cache=cache)
+    drive = Drive(repository, reader)
+    try:
+        yield drive
+    finally:
+        drive.close()
+        reader.close()
 
 
 def check_there(address: str, environ: Mapping[str, str] = os.environ) -> None:

@@ -14,9 +14,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
+from cloudmount.app.opening import looking_inside
 from cloudmount.app.restoredisk import FORMATS, restore_disk
 from cloudmount.app.restorefiles import UNNAMEABLE, FileRestore
+from cloudmount.app.restoreinside import InsideRestore, outputs
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.app.select import Selected
 from cloudmount.blobs.counting import CountingStore
@@ -26,12 +29,14 @@ from cloudmount.errors import (
     NoRoomError,
     NotFoundError,
     TargetExistsError,
+    UnreadableInputError,
     UsageError,
 )
+from cloudmount.nodes import Dir, Kind, Node
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.drive import Drive
-from cloudmount.tree.snapshotdir import MACHINE_JSON, OpenedSnapshot, StoredDisk
+from cloudmount.tree.snapshotdir import MACHINE_JSON, OpenedSnapshot, SnapshotDir, StoredDisk
 
 
 @dataclass(slots=True)
@@ -137,6 +142,12 @@ def restore(
     progress = progress or RestoreProgress()
     fetched = repository.store.snapshot().bytes_down if isinstance(repository.store, CountingStore) else 0
     opened = OpenedSnapshot(Drive(repository, None), selected.snapshot)
+    if any(_relative(selected.path, disk.path) for disk in opened.disks):
+        made, found = _inside(repository, selected, target, into, format, progress, environ)
+        if isinstance(repository.store, CountingStore):
+            fetched = repository.store.snapshot().bytes_down - fetched
+        seconds = time.monotonic() - began
+        return RestoreResult(made, progress.done_bytes, fetched, seconds, progress.notes, found)
     plan = _plan(opened, selected.path, format)
     if len({below for *_, below in [*plan.disks, *plan.entries]}) != len(plan.disks) + len(plan.entries):
         raise UsageError("two things would be restored under one name; choose another --format")
@@ -158,22 +169,72 @@ def restore(
                 _write_new(place.path(MACHINE_JSON), plan.made)
                 progress.files, progress.done_bytes = 1, len(plan.made)
             if damaged:
-                told = "; ".join(f"{path}: {error}" for path, error in damaged[:5])
-                raise DamagedError(
-                    f"{len(damaged)} of {progress.files + len(damaged)} could not be restored, because what "
-                    f"is stored of them is damaged; the others were ({told})"
-                )
+                raise _damaged(progress, damaged)
             journal.remove()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoomError(
-                f"{progress.current}: no room left; make room and run the same command again: it goes on"
-            ) from None
-        raise TargetExistsError(f"{progress.current}: can't be written: {error.strerror}") from None
+        raise _unwritten(progress, error) from None
     if isinstance(repository.store, CountingStore):
         fetched = repository.store.snapshot().bytes_down - fetched
     seconds = time.monotonic() - began
     return RestoreResult(progress.files, progress.done_bytes, fetched, seconds, progress.notes, skipped)
+
+
+def _damaged(progress: RestoreProgress, damaged: list[tuple[Path, CloudMountError]]) -> DamagedError:
+    told = "; ".join(f"{path}: {error}" for path, error in damaged[:5])
+    return DamagedError(
+        f"{len(damaged)} of {progress.files + len(damaged)} could not be restored, because what "
+        f"is stored of them is damaged; the others were ({told})"
+    )
+
+
+def _unwritten(progress: RestoreProgress, error: OSError) -> CloudMountError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoomError(
+            f"{progress.current}: no room left; make room and run the same command again: it goes on"
+        )
+    return TargetExistsError(f"{progress.current}: can't be written: {error.strerror}")
+
+
+def _inside(
+    repository: Repository,
+    selected: Selected,
+    target: Path,
+    into: bool,
+    format: str | None,
+    progress: RestoreProgress,
+    environ: Mapping[str, str],
+) -> tuple[int, list[tuple[Path, str]]]:
+    """Restore a file or folder from inside a disk: how many files were made, what was left out and why."""
+    if format is not None:
+        raise UsageError("--format is for whole disks, not for files inside one")
+    skipped: list[tuple[Path, str]] = []
+    with looking_inside(repository, environ) as drive:
+        node: Node = SnapshotDir(drive, selected.snapshot.key, lambda: selected.snapshot)
+        for part in selected.path.split("/"):
+            below = cast(Dir, node).lookup(part) if node.attr().kind is Kind.DIR else None
+            if below is None:
+                raise NotFoundError(
+                    f"the snapshot has no {selected.path!r}: nothing is called {part!r} there; "
+                    "'cloudmount ls' shows what it has"
+                )
+            node = below
+        planned = outputs(node, selected.path.rpartition("/")[2], progress, skipped)
+        place = _Place(target, node.attr().kind is not Kind.DIR, into)
+        progress.current = os.fspath(target)
+        try:
+            with place.journal(f"{selected.snapshot.id}:{selected.path}:") as journal:
+                files = InsideRestore(journal, progress)
+                files.run([(output, place.path(output.below)) for output in planned])
+                if files.damaged:
+                    raise _damaged(progress, files.damaged)
+                if not (place.single and files.skipped):
+                    journal.remove()
+        except OSError as error:
+            raise _unwritten(progress, error) from None
+        if place.single and files.skipped:
+            journal.remove()
+            raise UnreadableInputError(files.skipped[0][1])
+    return progress.files, skipped + files.skipped
 
 
 def _disks(
@@ -223,7 +284,7 @@ class _Place:
 
     def __init__(self, target: Path, single: bool, into: bool) -> None:
         self._into_folder = not single or into or target.is_dir()
-        self.target, self._single = target, single
+        self.target, self.single = target, single
 
     def path(self, below: str) -> Path:
         """Where the output with this path below the target goes."""
@@ -231,7 +292,7 @@ class _Place:
 
     def journal(self, what: str) -> RestoreJournal:
         """The journal beside the outputs; `TargetExistsError` when the target is not free."""
-        if self._single:
+        if self.single:
             folder = self.target if self._into_folder else self.target.parent
             if self._into_folder:
                 folder.mkdir(parents=False, exist_ok=True)

@@ -14,7 +14,7 @@ from cloudmount.cli.output import table, time_text
 @repository_options()
 @click.argument("what", metavar="SNAPSHOT[:PATH]")
 def command(common: Common, what: str) -> None:
-    """List a snapshot's folder, as on the drive."""
+    """List a snapshot's folder, or one inside a disk (srv:disk/3-DATA/Users), as on the drive."""
     from cloudmount.app.ls import ls
     from cloudmount.app.select import select
 
@@ -28,6 +28,8 @@ def command(common: Common, what: str) -> None:
             line["original"] = entry.original
         if entry.target is not None:
             line["target"] = entry.target
+        if entry.unreadable is not None:
+            line["unreadable"] = entry.unreadable
         value.append(line)
         size = str(entry.size) if entry.type == "file" else "-"
         shown = entry.name + ("/" if entry.type == "dir" else "")

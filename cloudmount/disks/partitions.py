@@ -217,7 +217,16 @@ def _read_mbr(source: BlockSource, sector: int, entries: list[MbrEntry]) -> Part
             found += [Partition(n, start, length, kind) for n, (start, length, kind) in enumerate(logical, 5)]
             problem = problem or why
             break  # Linux reads the first extended partition only, and there should be no other
+    problem = problem or _overlap([p for p in found if int(p.type, 16) not in _EXTENDED])
     return PartitionTable("mbr", sector, tuple(found), problem)
+
+
+def _overlap(partitions: list[Partition]) -> str | None:
+    """What is wrong when two of them share bytes."""
+    for a, b in pairwise(sorted(partitions, key=lambda p: (p.start, p.number))):
+        if b.start < a.start + a.length:
+            return f"partitions {a.number} and {b.number} overlap"
+    return None
 
 
 def _logical(
@@ -258,6 +267,8 @@ def _read_gpt(source: BlockSource, sector: int) -> tuple[PartitionTable | None, 
     if backup is None:
         return None, f"GPT: primary {why}, backup {why_backup}"
     problem = f"GPT: primary {why}; its backup is used"
+    if backup.problem is not None:
+        problem += f"; {backup.problem.removeprefix('GPT: ')}"
     return PartitionTable("gpt", sector, backup.partitions, problem), ""
 
 
@@ -303,4 +314,6 @@ def _gpt_at(source: BlockSource, sector: int, lba: int) -> tuple[PartitionTable 
                 bool(entry.attributes & 4),
             )
         )
+    overlap = _overlap(found)
+    problem = problem or (overlap and f"GPT: {overlap}")
     return PartitionTable("gpt", sector, tuple(found), problem), ""

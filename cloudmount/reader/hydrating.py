@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cloudmount.extents import Extent, check_range
+from cloudmount.extents import Extent, Prefetching, check_range
 from cloudmount.reader.localcopy import LocalCopy
 from cloudmount.reader.prefetch import Prefetchable, Range
 
@@ -59,12 +59,13 @@ class LocalDisk:
 
 
 class HydratingSource:
-    """The disk `stored`, from its copy where that has it. Owns `stored`."""
+    """The disk `stored`, from its copy where that has it. Owns `stored`. Its first read makes the disk a used
+    one, unless it `starts` nothing."""
 
-    def __init__(self, stored: Prefetchable, local: LocalDisk) -> None:
+    def __init__(self, stored: Prefetchable, local: LocalDisk, *, starts: bool = True) -> None:
         self.size = stored.size
         self._stored, self._local = stored, local
-        self._begun = self._closed = False
+        self._begun, self._closed = not starts, False
 
     def read_at(self, offset: int, length: int) -> bytes:
         """As of the stored disk, which is asked only for what the copy has not."""
@@ -141,6 +142,19 @@ class HydratingSource:
                     yield _Part(offset + at - position, stop - at, kind, at)
                     at = stop
             offset += n
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Have the stored disk fetch what the copy has not."""
+        check_range(self.size, offset, length)
+        if not isinstance(self._stored, Prefetching) or self._closed:
+            return
+        copy = self._local.copy
+        if copy is None:
+            self._stored.prefetch(offset, length)
+            return
+        for part in self._parts(copy, offset, length):
+            if part.kind == "store":
+                self._stored.prefetch(part.offset, part.length)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """As of the stored disk."""

@@ -44,7 +44,8 @@ class StoredSource:
 
     `ident` names its content: sources of equal `ident` share memory, so it must never stand for two
     contents. `renew` gives a newer map when the store has one (called once for a read that found an
-    object missing, on a worker), else None. `size` in bytes.
+    object missing, on a worker), else None. Without `ahead` only frames that hold what is asked for are
+    fetched, beforehand what `prefetch` is told. `size` in bytes.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StoredSource:
         ident: Hashable,
         *,
         renew: Callable[[], FrameMap | None] | None = None,
+        ahead: bool = True,
     ) -> None:
         self.size = frame_map.size
         self._reader, self._table = reader, reader.table
@@ -68,6 +70,7 @@ class StoredSource:
             longest=longest,
             region=REGION // self._frame,
         )
+        self._alone = not ahead
         self._last = -1
         self._closed = False
 
@@ -119,6 +122,12 @@ class StoredSource:
         if isinstance(self._map, StreamMap):
             return merged(self._blocks(offset, offset + length))
         return merged(self._single_frames(offset, offset + length))
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Begin to fetch the frames that hold these bytes; who reads them meets what fails."""
+        check_range(self.size, offset, length)
+        if length and not self._closed:
+            self._schedule(Ahead(0, offset // self._frame, -(-(offset + length) // self._frame)))
 
     def close(self) -> None:
         """Reads begun later are refused. What is in memory stays: other sources may share it."""
@@ -347,6 +356,8 @@ class StoredSource:
         self._schedule(self._ahead_of(first, stop))
 
     def _ahead_of(self, first: int, stop: int, beside: int = 0) -> Ahead:
+        if self._alone:
+            return NOTHING
         allowed = self._reader.pace.limit // self._frame
         return self._readahead.read(first, stop, allowed, beside // self._frame)
 

@@ -17,6 +17,8 @@ import cachetools
 
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
+from cloudmount.guest.children import Children
+from cloudmount.guest.volume import KeptFolders
 from cloudmount.nodes import Attr, Dir, Kind, Node
 from cloudmount.reader.prefetch import Prefetchable
 from cloudmount.reader.stored import FrameReader
@@ -50,8 +52,9 @@ def inode(*parts: str) -> int:
 class LocalContent(Protocol):
     """Gives disks from elsewhere than the store where it can."""
 
-    def content(self, disk: StoredDisk, stored: Prefetchable) -> Prefetchable:
-        """The raw disk; owns `stored`, which reads it from the store."""
+    def content(self, disk: StoredDisk, stored: Prefetchable, *, starts: bool = True) -> Prefetchable:
+        """The raw disk; owns `stored`, which reads it from the store. It is completed once it is read, unless
+        it `starts` nothing."""
 
     def opening(self, disk: StoredDisk) -> None:
         """A file of the disk is being opened: what is wholly here is to be known by then. Waits not long."""
@@ -79,6 +82,10 @@ class Drive:
         """What makes boots quicker; may be replaced before the drive is used."""
         self._reader = reader
         self.maps = MapCache(repository, MAP_BYTES)
+        self.parsers = Children()
+        """What reads file systems inside disks."""
+        self.folders = KeptFolders()
+        """Of those."""
         self._machines: dict[str, MachineDir] = {}
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
@@ -90,6 +97,10 @@ class Drive:
         """What reads contents."""
         assert self._reader is not None
         return self._reader
+
+    def close(self) -> None:
+        """End what reads inside disks. May be called twice."""
+        self.parsers.close()
 
     def attr(self) -> Attr:
         with self._lock:

@@ -80,9 +80,9 @@ class Hydrator:
         self._thread = threading.Thread(target=self._run, name="cloudmount-hydrator", daemon=True)
         self._thread.start()
 
-    def content(self, disk: StoredDisk, stored: Prefetchable) -> HydratingSource:
-        """The disk, from its copy where that has it."""
-        return HydratingSource(stored, self._task(disk).local)
+    def content(self, disk: StoredDisk, stored: Prefetchable, *, starts: bool = True) -> HydratingSource:
+        """The disk, from its copy where that has it; completed from its first read on if it `starts`."""
+        return HydratingSource(stored, self._task(disk).local, starts=starts)
 
     def opening(self, disk: StoredDisk) -> None:
         """Use a finished copy from the start, if there is one; others only when the disk is read.

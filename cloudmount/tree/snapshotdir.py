@@ -27,6 +27,7 @@ from cloudmount.repo.snapshots import Snapshot, StreamRoot
 from cloudmount.repo.streams import StreamMap
 from cloudmount.repo.structures import BLOCK_BYTES
 from cloudmount.tree.bootguess import Watched
+from cloudmount.tree.inside import DiskDir, Inside, MadeFile
 
 if TYPE_CHECKING:
     from cloudmount.tree.drive import Drive
@@ -78,6 +79,25 @@ class StoredDisk:
         if drive.local is not None:
             content = drive.local.content(self, content)
         return TracedSource(content, lambda: drive.recorder(self))
+
+    def quiet(self) -> BlockSource:
+        """The raw disk for who reads what is inside: it fetches what is asked for and nothing beside (but see
+        `extents.Prefetching`), and reading it starts no completion."""
+        drive = self._opened.drive
+        stored = StoredSource(drive.reader, self.map, self.ident, ahead=False)
+        if drive.local is None:
+            return stored
+        drive.local.opening(self)  # a finished copy is used from the start
+        return drive.local.content(self, stored, starts=False)
+
+    @cached_property
+    def inside(self) -> Inside:
+        """Its partitions."""
+        return Inside(self, self._opened)
+
+    def node(self) -> DiskDir:
+        """The folder of what is inside."""
+        return DiskDir(self, self._opened)
 
     @property
     def ident(self) -> tuple[str, str]:
@@ -206,7 +226,7 @@ class SnapshotDir:
             own[MACHINE_JSON] = _json_file(opened)
         for disk in opened.disks:
             if disk.folder == self._path:
-                own |= dict(_disk_files(opened, disk))
+                own |= dict(_disk_nodes(opened, disk))
         return own
 
     def lookup(self, name: str) -> Node | None:
@@ -278,19 +298,6 @@ class StoredLink:
         return self.entry.target or ""
 
 
-class MadeFile:
-    """A file that is made from something else: a container, or `machine.json`."""
-
-    def __init__(self, attr: Attr, source: Callable[[], BlockSource], note: str = "") -> None:
-        self._attr, self._source, self.note = attr, source, note
-
-    def attr(self) -> Attr:
-        return self._attr
-
-    def open(self) -> BlockSource:
-        return self._source()
-
-
 def _json_file(opened: OpenedSnapshot) -> MadeFile:
     content = opened.machine_json()
     mtime = opened.snapshot.key.time * 10**9
@@ -298,7 +305,7 @@ def _json_file(opened: OpenedSnapshot) -> MadeFile:
     return MadeFile(attr, lambda: Bytes(content))
 
 
-def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str, MadeFile]]:
+def _disk_nodes(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str, Node]]:
     def attr(name: str, size: int, allocated: int) -> Attr:
         at = opened.inode(f"{disk.folder}/{name}" if disk.folder else name)
         return Attr(Kind.FILE, size, int(disk.summary["mtime_ns"]), 0o444, at, allocated=allocated)
@@ -312,3 +319,4 @@ def _disk_files(opened: OpenedSnapshot, disk: StoredDisk) -> Iterator[tuple[str,
     raw = int(disk.summary["size"])
     stored = min(raw, disk.blocks * BLOCK_BYTES)
     yield f"{disk.name}.img", MadeFile(attr(f"{disk.name}.img", raw, stored), disk.shown_raw, note)
+    yield disk.name, disk.node()

@@ -119,7 +119,7 @@ def test_disks_and_names(console: Console, source: Path, tmp_path: Path) -> None
     (source / "vm").mkdir()
     console.run("backup", "--name", "srv", str(raw), str(source))
     names = [e["name"] for e in console.json("ls", "srv")]
-    assert names == ["disk.img", "disk.vhdx", "docs", "machine.json"]
+    assert names == ["disk", "disk.img", "disk.vhdx", "docs", "machine.json"]
     names = [e["name"] for e in console.json("ls", "srv:docs")]
     assert {"vm", "vm-2.vhdx", "vm-2.img", "vm.img.note"} <= set(names)
     disks = console.json("show", "srv")["disks"]

@@ -115,6 +115,7 @@ def test_a_home_that_can_not_be_written_to_costs_only_the_memory(
     assert console.json("backup", "--name", "srv", str(source), **nowhere)["new_bytes"] == 0
     assert len(console.json("snapshots", **nowhere)) == 2
     console.run("restore", "srv", str(tmp_path / "back"), **nowhere)
+    console.run("ls", "srv", **nowhere)
 
 
 def test_listings_tell_former_names_and_what_is_near(console: Console, tmp_path: Path) -> None:
@@ -124,12 +125,13 @@ def test_listings_tell_former_names_and_what_is_near(console: Console, tmp_path:
     console.run("backup", "--name", "srv", str(tmp_path / "machine.json"), str(disk))
     listed = {e["name"]: e.get("original") for e in console.json("ls", "srv")}
     assert listed == {
-        "machine-2.json": "machine.json", "machine.json": None, "server.img": "server.raw",
-        "server.vhdx": "server.raw",
+        "machine-2.json": "machine.json", "machine.json": None, "server": "server.raw",
+        "server.img": "server.raw", "server.vhdx": "server.raw",
     }  # fmt: skip
     told = console.run("ls", "srv").stdout
     assert "(was machine.json)" in told and "the disk server.raw" in told
-    assert "there is server.img and server.vhdx" in console.run("ls", "srv:server", code=3).stderr
+    assert [e["name"] for e in console.json("ls", "srv:server")] == ["UNSUPPORTED.txt"]
+    assert "there is server.vhdx" in console.run("ls", "srv:server.vhd", code=3).stderr
     assert "there is machine-2.json" in console.run("ls", "srv:machin-2.json", code=3).stderr
     assert "is not a folder" in console.run("ls", "srv:machine.json/x", code=3).stderr
     assert console.json("ls", "srv:server.img")[0]["size"] == 1 << 20

@@ -95,6 +95,19 @@ def test_partitions_beyond_the_disk(tmp_path: Path) -> None:
     assert [p.number for p in found.partitions] == [1]
 
 
+def test_overlapping_partitions_are_told(tmp_path: Path) -> None:
+    found = table(
+        write_gpt(tmp_path / "a.raw", MIB, [(LINUX, 64, 127, ""), (LINUX, 200, 300, ""), (ESP, 127, 128, "")])
+    )
+    assert found.problem == "GPT: partitions 1 and 3 overlap"
+    assert [p.number for p in found.partitions] == [1, 2, 3]
+    path = tmp_path / "b.raw"
+    path.write_bytes(boot_record((0, 7, 1, 9), (0, 0x05, 10, 900)).ljust(MIB, b"\0"))
+    patch(path, 10 * 512, boot_record((0, 0x83, 1, 50), (0, 0x05, 40, 100)))
+    patch(path, 50 * 512, boot_record((0, 0x83, 1, 50)))
+    assert table(path).problem == "partitions 5 and 6 overlap"
+
+
 @pytest.mark.parametrize(
     ("offset", "value"),
     [(12, 91), (12, 4096), (80, 1 << 31), (84, 64), (84, 129), (84, 0), (72, 1 << 40), (24, 5)],

@@ -48,9 +48,11 @@ def drive(lab: Lab, store: BlobStore | None = None, io_timeout: float = 10) -> I
     """The tree, of a repository opened anew."""
     repository = lab.reopened(store)
     reader = FrameReader(repository, io_timeout=io_timeout)
+    tree = Drive(repository, reader)
     try:
-        yield Drive(repository, reader)
+        yield tree
     finally:
+        tree.close()
         reader.close()
 
 

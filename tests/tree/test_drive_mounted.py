@@ -43,7 +43,7 @@ def test_a_disk(lab: Lab, tmp_path: Path, driver: str) -> None:
         assert names(machine) == sorted([result.key.folder, "latest"])
         assert os.readlink(machine / "latest") == result.key.folder
         at = machine / "latest"
-        assert names(at) == ["disk.img", "disk.vhdx", "machine.json"]
+        assert names(at) == ["disk", "disk.img", "disk.vhdx", "machine.json"]
         assert (at / "disk.img").read_bytes() == raw.read_bytes()
         told = json.loads((at / "machine.json").read_text())
         assert told["id"] == result.key.id
@@ -160,13 +160,13 @@ def test_names_that_meet(lab: Lab, tmp_path: Path, driver: str) -> None:
     with mounted_drive(lab, tmp_path / "drive", driver) as mount:
         at = mount.path / "srv" / "latest"
         assert names(at) == [
-            "d-2.img", "d-2.vhdx", "d.img", "d.vhdx", "machine-2.json", "machine.json", "src",
+            "d", "d-2", "d-2.img", "d-2.vhdx", "d.img", "d.vhdx", "machine-2.json", "machine.json", "src",
         ]  # fmt: skip
         assert (at / "machine-2.json").read_text() == "mine"
         assert (at / "d.img").read_bytes() == first.read_bytes()
         assert (at / "d-2.img").read_bytes() == second.read_bytes()
         qemu_agrees(at / "d-2.vhdx", "vhdx", second)
-        assert names(at / "src") == ["a-2.img", "a-2.vhdx", "a.img"]
+        assert names(at / "src") == ["a-2", "a-2.img", "a-2.vhdx", "a.img"]
         assert (at / "src" / "a.img").read_bytes() == b"not a disk at all"
 
 

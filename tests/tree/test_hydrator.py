@@ -28,6 +28,7 @@ from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import Hydrator
 from cloudmount.tree.snapshotdir import OpenedSnapshot, StoredDisk
 from tests.backup.lab import Lab
+from tests.guest.images import make_ext
 from tests.tree.drives import MIB, raw_disk, read
 from tests.tree.drives import node as found
 
@@ -49,6 +50,7 @@ def hydrating_drive(
         yield drive, made, told
     finally:
         made.close()
+        drive.close()
         reader.close()
 
 
@@ -105,6 +107,22 @@ def test_a_disk_that_is_read_is_completed_and_then_needs_no_store(lab: Lab, tmp_
     with hydrating_drive(lab, tmp_path / "to") as (drive, made, told):
         assert read(drive, DISK, 5 * MIB, 100) == content[5 * MIB : 5 * MIB + 100]
         assert complete(made) and drive.reader.fetched().requests == 0
+
+
+def test_looking_inside_completes_nothing_but_uses_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"inside" * 100_000)
+    lab = Lab(tmp_path)
+    lab.backup(make_ext(tmp_path / "disk.img", 8 * MIB, tmp_path / "source"))
+    faulty = FaultyStore(lab.store, lambda op: None)
+    with hydrating_drive(lab, tmp_path / "to", faulty, io_timeout=1) as (drive, made, _):
+        assert read(drive, "srv/latest/disk/1-root/file") == b"inside" * 100_000
+        assert made.states() == []
+        read(drive, DISK, 0, 1)
+        wait_for(lambda: complete(made))
+        drive.reader.table.close(ConnectionError("nothing may be asked of memory either"))
+        faulty.plan = lambda op: Fault.RESET
+        assert read(drive, f"{made.states()[0].snapshot}/disk/1-root/file") == b"inside" * 100_000
 
 
 @pytest.mark.parametrize("format", ["vhdx", "raw"])
