@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 MIB = 1 << 20
@@ -90,16 +90,19 @@ class Guest:
     qbw_sha256: str
 
 
-def build(disk: Path, data_mib: int = 200) -> Guest:
+def build(disk: Path, data_mib: int = 200, init: str = INIT, modules: Sequence[str] = MODULES) -> Guest:
     """Build the guest into `disk`, with `data_mib` MiB of photos and ledgers beside company.QBW.
+
+    `init` is what it runs, a script of busybox's shell, and `modules` what that loads; see INIT for what
+    there is.
 
     Replaces `disk` only when complete. Raises GuestError when a tool or the kernel is missing.
     """
-    kernel, modules = _kernel()
+    kernel, drivers = _kernel(modules)
     disk.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".guest-", dir=disk.parent) as folder:
         work = Path(folder)
-        esp = _esp(work, kernel, _initramfs(modules))
+        esp = _esp(work, kernel, _initramfs(drivers, init))
         data, qbw_sha256 = _data(work, data_mib)
         whole = work / "disk.raw"
         _sparse_file(whole, DISK_MIB)
@@ -227,8 +230,8 @@ def _copy_data(source: int, start: int, length: int, target: int, offset: int) -
 # --- Kernel and initramfs ---------------------------------------------------------------------------
 
 
-def _kernel() -> tuple[bytes, dict[str, bytes]]:
-    """Debian's cloud kernel, and the modules the guest loads, in the order to load them."""
+def _kernel(modules: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
+    """Debian's cloud kernel, and these modules with what they need, in the order to load them."""
     if platform.machine() != "x86_64":
         raise GuestError(f"the demo's guest is for x86_64, this machine is {platform.machine()}")
     everything: dict[str, bytes] = {}
@@ -259,7 +262,7 @@ def _kernel() -> tuple[bytes, dict[str, bytes]]:
             add(other.replace("-", "_"))
         ordered[module] = everything[module]
 
-    for module in MODULES:
+    for module in modules:
         add(module)
     return kernel, ordered
 
@@ -302,9 +305,9 @@ def _versioned_kernel() -> str:
     raise GuestError(f"apt does not know {KERNEL_PACKAGE}; the guest is built on Debian 12 for x86_64")
 
 
-def _initramfs(modules: dict[str, bytes]) -> bytes:
+def _initramfs(modules: dict[str, bytes], init: str) -> bytes:
     """Busybox, ntfs-3g with the libraries it is linked to, the modules, and the guest's /init."""
-    files: dict[str, tuple[int, bytes]] = {"init": (0o755, INIT.encode())}
+    files: dict[str, tuple[int, bytes]] = {"init": (0o755, init.encode())}
     files["bin/busybox"] = (0o755, _program("busybox").read_bytes())
     ntfs = _program("ntfs-3g")
     files["bin/ntfs-3g"] = (0o755, ntfs.read_bytes())

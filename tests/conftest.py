@@ -13,7 +13,13 @@ import pytest
 pytest_plugins = ("tests.azurite_server",)
 
 MARKS = {
-    "program": ("cli/", "guest/test_children.py", "mounts/test_looking.py", "reader/test_diskcache.py"),
+    "program": (
+        "boot/",
+        "cli/",
+        "guest/test_children.py",
+        "mounts/test_looking.py",
+        "reader/test_diskcache.py",
+    ),
     "oracle": (
         "disks/test_readers_and_qemu.py",
         "disks/test_sgdisk_tables.py",

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cloudmount.app.machinefile import Hardware, disk_path, is_called
 from cloudmount.app.places import cache_folder, state_folder
 from cloudmount.app.select import machine_name
 from cloudmount.app.sightings import Sightings, journal_path
@@ -36,12 +37,13 @@ def backup(
     exclude: Sequence[str] = (),
     as_file: Sequence[str] = (),
     force_read: bool = False,
+    hardware: Hardware | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> tuple[BackupResult, str]:
     """Back `paths` up; the result, and the snapshot's folder on the drive.
 
     A repository in a folder is left out where it is met, as are this program's caches and state: both
-    change while they are read, and nothing there is needed to restore.
+    change while they are read, and nothing there is needed to restore. `hardware` is kept with the snapshot.
     """
     machine = machine_name(name) if name is not None else host_name()
     tag = repository.keys.tag(machine)
@@ -67,9 +69,19 @@ def backup(
         force_read=force_read,
         leave_out=own,
         known_sequence=sightings.highest(tag),
+        hardware=hardware.kept() if hardware is not None else None,
     )
     result = run_backup(repository, paths, options, progress)
+    if hardware is not None:
+        _tell_unknown(repository, hardware, result)
     return result, _entered(repository, sightings, result, tag)
+
+
+def _tell_unknown(repository: Repository, hardware: Hardware, result: BackupResult) -> None:
+    there = [disk_path(summary) for summary in result.summary["disks"]]
+    for name, _ in hardware.disks:
+        if not any(is_called(path, name) for path in there):
+            repository.warn(f"--machine names a disk {name!r}; the disks are: {', '.join(there) or 'none'}")
 
 
 def _entered(repository: Repository, sightings: Sightings, result: BackupResult, tag: str) -> str:

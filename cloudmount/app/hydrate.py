@@ -102,8 +102,19 @@ class HydrateProgress:
         ]
 
 
-def _is_meant(path: str, disk: StoredDisk) -> bool:
-    return not path or path in (disk.path, *(disk.path + ending for ending in ENDINGS.values()))
+def meant_disks(opened: OpenedSnapshot, path: str) -> list[StoredDisk]:
+    """The disk of a snapshot that `path` names, all of them without one; `NotFoundError` when there is
+    none."""
+    disks = [
+        disk
+        for disk in opened.disks
+        if not path or path in (disk.path, *(disk.path + ending for ending in ENDINGS.values()))
+    ]
+    if not disks:
+        have = ", ".join(repr(d.path) for d in opened.disks[:10]) or "none"
+        what = f"no disk {path!r}" if path else "no disks"
+        raise NotFoundError(f"the snapshot has {what}; its disks: {have}")
+    return disks
 
 
 def hydrate(
@@ -126,11 +137,7 @@ def hydrate(
     counting = repository.store if isinstance(repository.store, CountingStore) else None
     fetched = counting.snapshot().bytes_down if counting is not None else 0
     opened = OpenedSnapshot(Drive(repository, None), selected.snapshot)
-    disks = [disk for disk in opened.disks if _is_meant(selected.path, disk)]
-    if not disks:
-        have = ", ".join(repr(d.path) for d in opened.disks[:10]) or "none"
-        what = f"no disk {selected.path!r}" if selected.path else "no disks"
-        raise NotFoundError(f"the snapshot has {what}; its disks: {have}")
+    disks = meant_disks(opened, selected.path)
     progress.jobs = [_Job(DiskCopy(target, disk, selected.folder, format)) for disk in disks]
     damaged = []
     with announced(progress.states, environ):

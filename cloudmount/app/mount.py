@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cloudmount.app.hydrations import announced
@@ -16,6 +17,7 @@ from cloudmount.app.memory import few_arenas
 from cloudmount.app.opening import default_cache_bytes, disk_cache, frames_folder
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
+from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.retrying import TRANSFER
 from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
@@ -45,27 +47,32 @@ def _driver(name: str | None) -> tuple[str, Driver]:
     return "refuse", RefuseDrive
 
 
-def mount(
+@dataclass(frozen=True, slots=True)
+class OpenedDrive:
+    """A repository with all that a drive needs, not yet mounted."""
+
+    repository: Repository
+    store: CountingStore
+    drive: Drive
+    driver_name: str
+    driver: Driver
+
+
+@contextlib.contextmanager
+def opened_drive(
     address: str,
     passphrase: str,
-    mountpoint: str,
     *,
     cache_dir: Path | None = None,
     cache_bytes: int | None = None,
     io_timeout: float = 60.0,
-    allow_other: bool = False,
     driver: str | None = None,
     bandwidth: tuple[float | None, float | None] = (None, None),
     hydrate_to: Path | None = None,
-    ready: Callable[[str], None],
     tell: Callable[[str], None],
     environ: Mapping[str, str] = os.environ,
-) -> None:
-    """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns.
-
-    The disks that are read are completed in the folder `hydrate_to`.
-    `driver` is "native" or "refuse"; None: the best that is installed.
-    """
+) -> Iterator[OpenedDrive]:
+    """The repository's drive, as long as the block runs; the options are those of `mount`."""
     few_arenas()
     name, make_drive = _driver(driver)
     make_folders(environ)
@@ -99,14 +106,51 @@ def mount(
             drive.local = hydrator
             ending.callback(hydrator.close)
             ending.enter_context(announced(hydrator.states, environ))
+        yield OpenedDrive(repository, store, drive, name, make_drive)
+
+
+def mount(
+    address: str,
+    passphrase: str,
+    mountpoint: str,
+    *,
+    cache_dir: Path | None = None,
+    cache_bytes: int | None = None,
+    io_timeout: float = 60.0,
+    allow_other: bool = False,
+    driver: str | None = None,
+    bandwidth: tuple[float | None, float | None] = (None, None),
+    hydrate_to: Path | None = None,
+    ready: Callable[[str], None],
+    tell: Callable[[str], None],
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns.
+
+    The disks that are read are completed in the folder `hydrate_to`.
+    `driver` is "native" or "refuse"; None: the best that is installed.
+    """
+    with opened_drive(
+        address,
+        passphrase,
+        cache_dir=cache_dir,
+        cache_bytes=cache_bytes,
+        io_timeout=io_timeout,
+        driver=driver,
+        bandwidth=bandwidth,
+        hydrate_to=hydrate_to,
+        tell=tell,
+        environ=environ,
+    ) as opened:
+        drive = opened.drive
         serve(
-            make_drive,
+            opened.driver,
             drive,
             mountpoint,
             DriveOptions(allow_other=allow_other, space=lambda: Space(*drive.space())),
             records=records_folder(environ),
-            repository=store.address,
-            driver_name=name,
+            repository=opened.store.address,
+            driver_name=opened.driver_name,
             ready=ready,
             tell=tell,
         )

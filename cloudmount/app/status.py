@@ -9,12 +9,13 @@ from typing import Any
 
 from cloudmount.app.hydrations import hydrations
 from cloudmount.app.places import records_folder
+from cloudmount.app.vms import all_vms
 from cloudmount.mounts.mountpoints import mounted_at
 from cloudmount.mounts.records import read_records, remove_record
 
 
 def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Every mount and hydration of this user's; records of those that are gone are cleared."""
+    """Every mount, hydration and VM of this user's; records of those that are gone are cleared."""
     mounts = []
     for record in read_records(records_folder(environ)):
         there = mounted_at(record.mountpoint)
@@ -34,4 +35,8 @@ def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
                 "state": "up" if record.alive else "its process was killed",
             }
         )
-    return {"mounts": mounts, "hydrations": hydrations(environ), "vms": []}
+    return {
+        "mounts": mounts,
+        "hydrations": hydrations(environ),
+        "vms": [vm.told() for vm in all_vms(environ)],
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +53,8 @@ class BackupOptions:
     leave_out: frozenset[tuple[int, int]] = frozenset()
     known_sequence: int = 0
     """The highest sequence number this client has seen of the machine."""
+    hardware: Mapping[str, Any] | None = None
+    """What the machine is beside its disks, kept in the summary."""
 
 
 @dataclass(slots=True)
@@ -186,6 +188,8 @@ def run_backup(
             "read_bytes": progress.read_bytes,
             "seconds": round(clock.monotonic() - began),
         }
+        if options.hardware is not None:
+            summary["hardware"] = dict(options.hardware)
         key = _commit(repository, uploader, tag, int(started), summary, roots, section, sections)
         finished = True
     finally:

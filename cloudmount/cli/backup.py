@@ -19,6 +19,9 @@ INCOMPLETE = 9
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches (*, ?, [...]).")
 @click.option("--as-file", multiple=True, metavar="PATTERN", help="Keep matching disk images as plain files.")
 @click.option("--force-read", is_flag=True, help="Read unchanged files and images again too.")
+@click.option(
+    "--machine", "machine_file", metavar="FILE", help="What it is beside its disks, for boot (TOML)."
+)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 def command(
     common: Common,
@@ -26,6 +29,7 @@ def command(
     exclude: tuple[str, ...],
     as_file: tuple[str, ...],
     force_read: bool,
+    machine_file: str | None,
     paths: tuple[str, ...],
 ) -> int:
     """Back up disks, files and folders as one snapshot.
@@ -34,11 +38,13 @@ def command(
     sent. An interrupted backup goes on where it was when it is run again.
     """
     from cloudmount.app.estimate import Estimate
+    from cloudmount.app.machinefile import read_machine_file
     from cloudmount.app.select import machine_name
     from cloudmount.backup.progress import BackupProgress
     from cloudmount.backup.sources import Sources
 
     out = common.out
+    hardware = read_machine_file(machine_file) if machine_file is not None else None
     Sources(paths, as_file=as_file)  # a path that can't be read is told before a passphrase is asked for
     if name is not None:
         machine_name(name)
@@ -65,6 +71,7 @@ def command(
             exclude=exclude,
             as_file=as_file,
             force_read=force_read,
+            hardware=hardware,
         )
     estimate.stop()
     value = {

@@ -46,6 +46,11 @@ COMMANDS = (
     "umount",
     "hydrate",
     "verify-local",
+    "boot",
+    "vms",
+    "stop",
+    "console",
+    "nbd",
     "status",
 )
 INTERRUPTED = 130

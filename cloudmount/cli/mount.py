@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from cloudmount.cli.options import Common, parse_bytes, repository_options
-from cloudmount.cli.output import Output, time_text
+from cloudmount.app.sizes import parse_bytes
+from cloudmount.cli.logs import tell_logs
+from cloudmount.cli.options import Common, repository_options
 from cloudmount.errors import UsageError
 
 
@@ -54,15 +54,15 @@ def command(
     out = common.out
     cache_bytes = parse_bytes(cache_size) if cache_size is not None else None
     passphrase = common.passphrase()
-    _tell_logs(out, dated=daemon)
+    tell_logs(out, dated=daemon)
 
-    def serve(up: Callable[[], None]) -> None:
+    def serve(up: Callable[[str], None]) -> None:
         def ready(path: str) -> None:
             how = f"'cloudmount umount {shlex.quote(path)}'" + ("" if daemon else ", or Ctrl-C here,")
             out.say(f"The drive is at {path}; {how} ends it.")
             if out.json:
                 out.result({"mountpoint": path, "pid": os.getpid()}, "")
-            up()
+            up(path)
 
         mount(
             common.address,
@@ -82,22 +82,4 @@ def command(
     if daemon:
         in_background(serve, log_file())
     else:
-        serve(lambda: None)
-
-
-def _tell_logs(out: Output, *, dated: bool) -> None:
-    """What goes wrong while the drive is up is told like any warning; in the log file with its time."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if record.exc_info is not None and out.verbose:
-                text += f": {logging.Formatter().formatException(record.exc_info)}"
-            elif record.exc_info is not None and record.exc_info[1] is not None:
-                text += f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
-            out.warn(f"{time_text(int(record.created * 1e9))} {text}" if dated else text)
-
-    logger = logging.getLogger("cloudmount")
-    logger.addHandler(Handler(logging.WARNING))
-    logger.propagate = False
-    logging.getLogger().addHandler(logging.NullHandler())  # the Azure SDK's and urllib3's own remarks
+        serve(lambda path: None)

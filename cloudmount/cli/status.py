@@ -11,8 +11,9 @@ from cloudmount.cli.output import Output, size_text, table
 @click.command()
 @output_options
 def command(out: Output) -> None:
-    """Show the drives that are up and the hydrations that go on on this machine."""
+    """Show the drives that are up on this machine, the hydrations that go on, and its virtual machines."""
     from cloudmount.app.status import status
+    from cloudmount.cli.vms import vms_table
 
     value = status()
     drives = [["DRIVE", "REPOSITORY", "SINCE", "STATE"]]
@@ -25,4 +26,6 @@ def command(out: Output) -> None:
     told = [table(drives) if value["mounts"] else "No drive is up."]
     if value["hydrations"]:
         told.append(table(copies, right=frozenset({1, 2})))
+    if value["vms"]:
+        told.append(vms_table(value["vms"]))
     out.result(value, "\n\n".join(told))

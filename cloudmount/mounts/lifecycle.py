@@ -33,6 +33,7 @@ GRACE_SECONDS = 3.0
 END_SECONDS = 4.2
 """From the end of a mount, or the signal, to the end of its process at the latest."""
 UP_SECONDS = 20.0
+_UP = b"up "
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
@@ -46,9 +47,11 @@ def serve(
     repository: str,
     driver_name: str = "",
     ready: Callable[[str], None],
+    ending: Callable[[], None] = lambda: None,
     tell: Callable[[str], None],
 ) -> None:
-    """Mount `root` and serve it until it is unmounted. `ready` is called once it is up.
+    """Mount `root` and serve it until it is unmounted. `ready` is called once it is up, and `ending` before
+    it goes: what uses it ends there, within a second or two.
 
     `records` is the folder of mount records, `repository` how people name what is shown; it is recorded
     with `driver_name`.
@@ -94,6 +97,7 @@ def serve(
             _until_unmounted(path, stop, ended)
         finally:
             _end_for_certain()
+            ending()
             _take_down(path, ended)
             remove_record(records, path)
             if not ended.is_set():
@@ -191,8 +195,12 @@ class _StartedElsewhereError(CloudMountError):
         self.exit_code = exit_code  # type: ignore[misc]  # of this one failure
 
 
-def in_background(run: Callable[[Callable[[], None]], None], log: Path) -> None:
-    """Do `run(ready)` in a process of its own; return once it called `ready`.
+Ready = Callable[[str], None]
+"""What a background process calls when it is up, with a word for who started it."""
+
+
+def in_background(run: Callable[[Ready], None], log: Path) -> str:
+    """Do `run(ready)` in a process of its own; return once it called `ready`, with the word it gave.
 
     Its failure before that is raised here, with its exit code. Afterwards its output goes to the file `log`.
     Call it before any thread is started and any store opened.
@@ -211,8 +219,8 @@ def in_background(run: Callable[[Callable[[], None]], None], log: Path) -> None:
         told = pipe.read()
     with contextlib.suppress(ChildProcessError):
         os.wait()
-    if told == b"up":
-        return
+    if told.startswith(_UP):
+        return os.fsdecode(told[len(_UP) :])
     try:
         value = json.loads(told)
         message, code = str(value["error"]), int(value["exit_code"])
@@ -221,9 +229,9 @@ def in_background(run: Callable[[Callable[[], None]], None], log: Path) -> None:
     raise _StartedElsewhereError(message, code)
 
 
-def _background(run: Callable[[Callable[[], None]], None], log: Path, writing: int) -> int:
-    def ready() -> None:
-        os.write(writing, b"up")
+def _background(run: Callable[[Ready], None], log: Path, writing: int) -> int:
+    def ready(word: str) -> None:
+        os.write(writing, _UP + os.fsencode(word))
         os.close(writing)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)

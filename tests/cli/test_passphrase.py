@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cloudmount.cli.options import parse_bandwidth, parse_bytes
+from cloudmount.app.sizes import parse_bytes
+from cloudmount.cli.options import parse_bandwidth
 from cloudmount.cli.passphrase import LONGEST, from_elsewhere
 from cloudmount.errors import UnreadableInputError, UsageError
 

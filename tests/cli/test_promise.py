@@ -20,7 +20,7 @@ OUTPUT = {"--json", "--quiet", "--verbose"}
 MOVES = {"--bandwidth"}
 OPTIONS = {
     "init": STORE | OUTPUT | {"--tier"},
-    "backup": STORE | OUTPUT | MOVES | {"--name", "--exclude", "--as-file", "--force-read"},
+    "backup": STORE | OUTPUT | MOVES | {"--name", "--exclude", "--as-file", "--force-read", "--machine"},
     "snapshots": STORE | OUTPUT,
     "show": STORE | OUTPUT,
     "ls": STORE | OUTPUT,
@@ -35,6 +35,13 @@ OPTIONS = {
     "umount": OUTPUT,
     "hydrate": STORE | OUTPUT | MOVES | {"--to", "--format"},
     "verify-local": OUTPUT,
+    "boot": STORE | OUTPUT | MOVES
+    | {"--resume", "--memory", "--cpus", "--network", "--bus", "--firmware", "--hydrate-to", "--ready",
+       "--timeout", "--foreground"},
+    "vms": OUTPUT,
+    "stop": OUTPUT | {"--timeout", "--delete"},
+    "console": OUTPUT,
+    "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
     "status": OUTPUT,
 }  # fmt: skip
 SNAPSHOT = {"id", "machine", "time", "disks", "files", "consistent", "proved"}

@@ -70,10 +70,10 @@ def main() -> int:
     parser.add_argument("--daemon", type=Path)
     given = parser.parse_args()
 
-    def run(ready: Callable[[], None]) -> None:
+    def run(ready: Callable[[str], None]) -> None:
         def up(path: str) -> None:
             say(ready=path, pid=os.getpid())
-            ready()
+            ready(path)
 
         serve(
             DRIVERS[given.driver], tree(given.tree), given.mountpoint,
@@ -87,7 +87,7 @@ def main() -> int:
             in_background(run, given.daemon)
             say(returned=time.monotonic() - began, children=children())
         else:
-            run(lambda: None)
+            run(lambda path: None)
             say(ended=True)
     except CloudMountError as error:
         say(error=str(error), kind=type(error).__name__, children=children())

@@ -1,0 +1,1 @@
+"""A disk's path -> overlay + running virtual machine."""

@@ -1,0 +1,74 @@
+"""Whether KVM can be used on this computer, decided by trying it.
+
+Decided here and only here: that only a machine which started proves KVM. /dev/kvm being there and allowed
+is not enough: inside some virtual machines it opens, and then the guest stops or hangs at one of its first
+instructions. So QEMU starts a machine without disks; KVM is usable when the firmware came to its end and said
+so (0.3 s even without KVM). The trial goes on beside whatever else there is to do.
+
+Threading: a daemon thread for each trial; its result may be asked for by any.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from typing import Literal
+
+from cloudmount.boot.qemu import bound, program
+
+Accelerator = Literal["kvm", "tcg"]
+
+TRIAL_SECONDS = 2.0
+_KILLED_SECONDS = 1.0
+_DEVICE = "/dev/kvm"
+_PROOF = b"No bootable device"
+_COMMAND = (
+    "-nodefaults", "-no-user-config", "-machine", "pc", "-m", "32", "-accel", "kvm", "-display", "none",
+    "-chardev", "stdio,id=debug", "-device", "isa-debugcon,iobase=0x402,chardev=debug",
+)  # fmt: skip
+
+
+class Trial:
+    """A trial that is under way."""
+
+    def __init__(self, device: str = _DEVICE, command: tuple[str, ...] = _COMMAND) -> None:
+        """`command`: QEMU's options for a machine that proves it."""
+        self._result: Accelerator = "tcg"
+        self._thread: threading.Thread | None = None
+        if os.access(device, os.R_OK | os.W_OK):
+            self._thread = threading.Thread(
+                target=self._try, args=(command,), name="cloudmount-kvm", daemon=True
+            )
+            self._thread.start()
+
+    def result(self) -> Accelerator:
+        """`kvm` when it ran a machine, else `tcg`: QEMU's own emulation, several times slower."""
+        if self._thread is not None:
+            self._thread.join(TRIAL_SECONDS + 2 * _KILLED_SECONDS)
+        return self._result
+
+    def _try(self, command: tuple[str, ...]) -> None:
+        try:
+            trial = subprocess.Popen(
+                bound([program(), *command]),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        except OSError:
+            return
+        assert trial.stdout is not None
+        ending = threading.Timer(TRIAL_SECONDS, trial.kill)
+        ending.daemon = True
+        ending.start()
+        try:
+            said = b""
+            while more := os.read(trial.stdout.fileno(), 4096):
+                said += more
+                if _PROOF in said:
+                    self._result = "kvm"
+                    return
+        finally:
+            ending.cancel()
+            trial.kill()
+            trial.stdout.close()
+            trial.wait()  # a process that KVM doesn't let go is waited for here, not by who asks
