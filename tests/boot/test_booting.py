@@ -131,7 +131,7 @@ def test_a_dead_link_is_a_pause(console: Console, tmp_path: Path, azurite: Azuri
         away = azurite.address(azurite.new_container(), prefix="r")
         console.repo = away.replace(str(azurite.port), str(link.address[1]))
         console.run("init")
-        console.run("backup", "--name", "srv", str(tiny_disk(tmp_path / "system.img", 32)))
+        console.run("backup", "--name", "srv", str(tiny_disk(tmp_path / "system.img", 32, size=1100)))
         command = [sys.executable, "-m", "tests.boot.program", "2", "boot", "srv", *QUICK, "--bus", "sata"]
         subprocess.run(command, env=console.environment, check=True, capture_output=True, timeout=90)
         vm = the_vm(console)

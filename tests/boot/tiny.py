@@ -149,18 +149,20 @@ def letter(number: int) -> str:
     return chr(ord("A") + number % 26)
 
 
-def tiny_disk(path: Path, mib: int = 16, seed: int = 1) -> Path:
-    """The guest's disk, of random bytes: nothing of it can be had but by reading it."""
+def tiny_disk(path: Path, mib: int = 16, seed: int = 1, size: int | None = None) -> Path:
+    """The guest's disk, of random bytes: nothing of it can be had but by reading it. Zeros follow up to
+    `size` MiB: a partition above 1 GiB is not fetched ahead of a boot."""
     rng = random.Random(seed)
     with path.open("wb") as file:
         for number in range(mib):
             file.write(letter(number).encode() + rng.randbytes(MIB - 1))
         file.seek(0)
         file.write(PROGRAM.ljust(446, b"\0"))
-        start, sectors = 2048, (mib - 1) * 2048
+        start, sectors = 2048, ((size or mib) - 1) * 2048
         file.write(b"\x80" + bytes(3) + b"\x83" + bytes(3))
         file.write(start.to_bytes(4, "little") + sectors.to_bytes(4, "little"))
         file.write(bytes(48) + b"\x55\xaa")
         file.seek(5 * 512)
         file.write(b"-")
+        file.truncate((size or mib) * MIB)
     return path
