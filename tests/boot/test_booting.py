@@ -35,7 +35,7 @@ def pids(vm: dict[str, Any]) -> tuple[int, int]:
 
 
 def test_the_life_of_a_machine(console: Console, tmp_path: Path) -> None:
-    console.run("backup", "--name", "srv", str(tiny_disk(tmp_path / "system.img")))
+    console.run("backup", "--name", "srv", str(tiny_disk(tmp_path / "system.img", size=1100)))
 
     done = console.run("boot", "srv", *QUICK, "--json")
     told = json.loads(done.stdout)
