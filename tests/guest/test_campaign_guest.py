@@ -12,6 +12,7 @@ from cloudmount.guest import children as processes
 from cloudmount.guest.children import Children
 from cloudmount.guest.volume import Volume
 from cloudmount.tree.inside import Guest, GuestDir
+from cloudmount.tree.placed import PlacedFiles
 from tests.guest.campaign_guest import START, MutantSource, bases, campaign, mutate
 from tests.mounts.drivers import DRIVERS, each_driver
 from tests.mounts.mounting import mounted
@@ -25,6 +26,10 @@ def test_a_few_volumes() -> None:
 
 
 _LOOK = 'cd "$1" && find . -type f -print0 | xargs -0 head -qc 300000 >/dev/null; find . -ls | wc -l'
+
+
+def no_map() -> PlacedFiles:
+    raise AssertionError("a drive asks no map of files inside disks")
 
 
 @each_driver
@@ -47,7 +52,7 @@ def test_through_a_mount(tmp_path: Path, driver: str, monkeypatch: pytest.Monkey
             def inode(number: int, n: int = n) -> int:
                 return n << 56 | number % (1 << 56)
 
-            guest = Guest(volume, inode, 0, lambda at, length: None, lambda: 0)
+            guest = Guest(volume, inode, 0, lambda at, length: None, lambda: 0, no_map)
             folders[f"{n} {base.name}"] = GuestDir(guest, (), None)
         with mounted(DRIVERS[driver], MemoryDir(folders), tmp_path / "drive") as mount:
             done = subprocess.run(
