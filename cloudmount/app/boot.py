@@ -92,9 +92,10 @@ def boot(
     already, or the one to be resumed runs.
     """
     began = time.monotonic() if began is None else began
-    trial = Trial()
-    there = find_vm(text, environ) if resume else None
     with contextlib.ExitStack() as held:
+        trial = Trial()
+        held.callback(trial.close)
+        there = find_vm(text, environ) if resume else None
         if there is not None:
             _claim(there, held)
         opened = held.enter_context(

@@ -16,6 +16,7 @@ import threading
 from typing import Literal
 
 from cloudmount.boot.qemu import bound, program
+from cloudmount.errors import CloudMountError
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -36,6 +37,9 @@ class Trial:
         """`command`: QEMU's options for a machine that proves it."""
         self._result: Accelerator = "tcg"
         self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
         if os.access(device, os.R_OK | os.W_OK):
             self._thread = threading.Thread(
                 target=self._try, args=(command,), name="cloudmount-kvm", daemon=True
@@ -48,15 +52,28 @@ class Trial:
             self._thread.join(TRIAL_SECONDS + 2 * _KILLED_SECONDS)
         return self._result
 
+    def close(self) -> None:
+        """End it. Must come before the process ends: the kernel ends with it only what has begun."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+        if self._thread is not None:
+            self._thread.join(_KILLED_SECONDS)
+
     def _try(self, command: tuple[str, ...]) -> None:
         try:
             trial = subprocess.Popen(
                 bound([program(), *command]),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        except OSError:
+        except (OSError, CloudMountError):  # it is met again, and told, when the machine is started
             return
         assert trial.stdout is not None
+        with self._lock:
+            self._process = trial
+            if self._closed:
+                trial.kill()
         ending = threading.Timer(TRIAL_SECONDS, trial.kill)
         ending.daemon = True
         ending.start()

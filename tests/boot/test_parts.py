@@ -136,6 +136,10 @@ def test_kvm_is_proved_by_a_machine_that_started(monkeypatch: pytest.MonkeyPatch
     broken = accelerator.Trial("/dev/null", ("-accel", "nosuch"))
     began = time.monotonic()
     assert accelerator.Trial("/dev/nosuch", works).result() == "tcg"
+    for _ in range(3):  # the command fails at once
+        ended = accelerator.Trial("/dev/null", (*works, "-S"))
+        ended.close()
+        assert ended._process is None or ended._process.returncode is not None
     assert [t.result() for t in trials] == ["kvm", "tcg"] and broken.result() == "tcg"
     assert time.monotonic() - began < accelerator.TRIAL_SECONDS + 2
     assert not [t for t in threading.enumerate() if t.name == "cloudmount-kvm" and t.is_alive()]
