@@ -118,7 +118,7 @@ class InsideRestore:
             self._progress.files += 1
             self._first.setdefault(attr.inode, path)
             return
-        if os.path.lexists(path):
+        if self._journal.begun(output.below) and os.path.lexists(path):
             path.unlink()  # begun by the run before, not finished
         try:
             if attr.kind is Kind.LINK:
@@ -135,7 +135,9 @@ class InsideRestore:
             else:
                 self.skipped.append((path, str(error)))
             return
-        if made:
+        if not made:
+            self._progress.done_bytes = before
+        else:
             self._progress.files += 1
             self._unsynced.append((path, output.below))
             if self._pending >= SYNC_BYTES:
@@ -145,6 +147,9 @@ class InsideRestore:
         """Make something at `path`; False, told, where this file system holds no such name."""
         try:
             make()
+        except FileExistsError:
+            self.skipped.append((path, "it is there since, or has another's name but for case"))
+            return False
         except OSError as error:
             if error.errno not in UNNAMEABLE:
                 raise
