@@ -138,10 +138,10 @@ class BootLearning:
             return
         now, size = int(time.time()), int(disk.summary["size"])
         trace = Trace(disk.path, disk.snapshot.id, now, size, disk.map.frame_bytes, runs)
-        name, data = seal_trace(self._repository.keys, disk.snapshot.tag, trace)
-        with contextlib.suppress(OSError):
-            self._keep_here(disk.snapshot.tag, name, data)
         with contextlib.suppress(CloudMountError):
+            name, data = seal_trace(self._repository.keys, disk.snapshot.tag, trace)
+            with contextlib.suppress(OSError):
+                self._keep_here(disk.snapshot.tag, name, data)
             self._repository.store.create(name, data, deadline=time.monotonic() + STORE_SECONDS)
 
     @staticmethod
@@ -158,8 +158,12 @@ class BootLearning:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = folder / name.rpartition("/")[2]
         making = place.with_name(f".{place.name}")
-        making.write_bytes(data)
-        os.replace(making, place)
+        try:
+            making.write_bytes(data)
+            os.replace(making, place)
+        except OSError:  # a full disk
+            making.unlink(missing_ok=True)
+            raise
         for path in list(self._here(tag))[LOOKED_AT:]:
             path.unlink(missing_ok=True)
 
