@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudmount.guest.volumes import BESIDE, INSIDE
-from cloudmount.guest.wire import BrokenFrameError
+from cloudmount.guest.wire import MOST_ENTRIES, BrokenFrameError
 from cloudmount.nodes import Kind
 
 NAME_MAX = 1024
@@ -44,24 +44,42 @@ class Entry:
     unreadable: str | None
 
 
-def entries(told: Any, depth: int, where: str) -> dict[str, Entry]:
-    """What a child told of a folder `depth` folders below its volume's root, by name, sorted.
+class Listing:
+    """What a child tells, in parts, of a folder `depth` folders below its volume's root."""
 
-    `BrokenFrameError` when it is no list of entries; names that can't be shown are left out and logged.
-    """
-    if not isinstance(told, list):
-        raise BrokenFrameError("a listing that is none")
-    found: dict[str, Entry] = {}
-    odd: list[str] = []
-    for one in told:
-        entry = _entry(one, depth)
-        if not _can_be_shown(entry.name) or entry.name in found:
-            odd.append(entry.name)
-            continue
-        found[entry.name] = entry
-    if odd:
-        log.warning("%s: %d names can't be shown, and are left out: %a ...", where, len(odd), odd[0][:100])
-    return dict(sorted(found.items()))
+    def __init__(self, depth: int, where: str) -> None:
+        self._depth, self._where = depth, where
+        self._found: dict[str, Entry] = {}
+        self._odd: list[str] = []
+
+    def add(self, told: Any) -> None:
+        """One part; `BrokenFrameError` when it is no list of entries, or one too many."""
+        if not isinstance(told, list):
+            raise BrokenFrameError("a listing that is none")
+        for one in told:
+            entry = _entry(one, self._depth)
+            if not _can_be_shown(entry.name) or entry.name in self._found:
+                self._odd.append(entry.name[:100])
+            else:
+                self._found[entry.name] = entry
+            if len(self._found) + len(self._odd) > MOST_ENTRIES:
+                raise BrokenFrameError("more names than a folder may have")
+
+    def entries(self) -> dict[str, Entry]:
+        """Those by name, sorted; names that can't be shown are left out and logged."""
+        if self._odd:
+            odd = len(self._odd)
+            log.warning(
+                "%s: %d names can't be shown, and are left out: %a ...", self._where, odd, self._odd[0]
+            )
+        return dict(sorted(self._found.items()))
+
+
+def entries(told: Any, depth: int, where: str) -> dict[str, Entry]:
+    """The same of one told in one part."""
+    listing = Listing(depth, where)
+    listing.add(told)
+    return listing.entries()
 
 
 def _can_be_shown(name: str) -> bool:
