@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,8 @@ class Entry:
 class Listing:
     """What a child tells, in parts, of a folder `depth` folders below its volume's root."""
 
-    def __init__(self, depth: int, where: str) -> None:
-        self._depth, self._where = depth, where
+    def __init__(self, depth: int, where: str, tell: Callable[[str], None]) -> None:
+        self._depth, self._where, self._tell = depth, where, tell
         self._found: dict[str, Entry] = {}
         self._odd: list[str] = []
 
@@ -66,18 +67,16 @@ class Listing:
                 raise BrokenFrameError("more names than a folder may have")
 
     def entries(self) -> dict[str, Entry]:
-        """Those by name, sorted; names that can't be shown are left out and logged."""
+        """Those by name, sorted; names that can't be shown are left out and told."""
         if self._odd:
-            odd = len(self._odd)
-            log.warning(
-                "%s: %d names can't be shown, and are left out: %a ...", self._where, odd, self._odd[0]
-            )
+            count, first = len(self._odd), self._odd[0]
+            self._tell(f"{self._where}: {count} names can't be shown, and are left out: {first!a} ...")
         return dict(sorted(self._found.items()))
 
 
 def entries(told: Any, depth: int, where: str) -> dict[str, Entry]:
     """The same of one told in one part."""
-    listing = Listing(depth, where)
+    listing = Listing(depth, where, log.warning)
     listing.add(told)
     return listing.entries()
 

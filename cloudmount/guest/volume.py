@@ -8,9 +8,10 @@ Threading: any number of threads.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cloudmount.errors import UnreadableInputError
@@ -26,6 +27,8 @@ KEPT_ENTRIES = 30_000
 _MOST_EXTENTS = 1 << 20
 _MOST_WARNING = 500
 Path = tuple[str, ...]
+
+log = logging.getLogger("cloudmount.guest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,10 @@ class Volume:
         parser: str,
         where: str,
         kept: KeptFolders | None = None,
+        tell: Callable[[str], None] = log.warning,
     ) -> None:
+        """`tell` is told of names that can't be shown."""
+        self._tell = tell
         self.source, self.parser, self.where = source, parser, where
         self._folders = kept or KeptFolders()
         self._children = children
@@ -117,7 +123,7 @@ class Volume:
             known = self._folders.get(self, number)
             if known is not None:
                 return known
-            listing = Listing(len(path), f"{self.where}: {'/'.join(path)}")
+            listing = Listing(len(path), f"{self.where}: {'/'.join(path)}", self._tell)
             told = self._children.call(self, "folder", number, part=listing.add)
             try:
                 listing.add(told)

@@ -137,7 +137,7 @@ class Inside:
             )
         if problems:
             text = "".join(f"{p}\n" for p in problems)
-            log.warning("%s: partition table: %s", disk.path, "; ".join(problems))
+            self._opened.drive.tell(f"{disk.path}: partition table: {'; '.join(problems)}")
             children[PROBLEMS] = self._text(PROBLEMS, f"The partition table of this disk:\n{text}")
         return children
 
@@ -151,7 +151,7 @@ class Inside:
         label, volume, warning = "", None, ""
         if found.parser is not None:
             drive = self._opened.drive
-            volume = Volume(drive.parsers, source, found.parser, where, drive.folders)
+            volume = Volume(drive.parsers, source, found.parser, where, drive.folders, drive.tell)
             try:
                 label, warning = volume.label, volume.warning
             except UnreadableInputError as error:
@@ -160,7 +160,7 @@ class Inside:
         note = found.what + (f"; {warning}" if warning else "")
         if volume is not None:
             if warning:
-                log.warning("%s: %s", where, warning)
+                self._opened.drive.tell(f"{where}: {warning}")
             number = partition.number
             guest = Guest(
                 volume,
