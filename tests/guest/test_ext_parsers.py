@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloudmount.guest.ext_folder import inline_names, names
@@ -16,6 +16,7 @@ from cloudmount.guest.ext_inode import EXTENTS, Inode, Inodes, inline_content, s
 from cloudmount.guest.ext_map import Run, runs
 from tests.guest.ext_writer import folder_of
 
+unhurried = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BLOCK, BLOCKS = 1024, 1 << 20
 ABOUT = replace(
     superblock(
@@ -118,6 +119,7 @@ def within(layout: list[Run], begin: int, end: int) -> list[Run]:
     ]
 
 
+@unhurried
 @given(layouts(), st.integers(2, 40), st.integers(0, 9000), st.integers(0, 9000), st.booleans())
 def test_maps_are_read_as_written(layout: list[Run], width: int, begin: int, more: int, tree: bool) -> None:
     disk = Disk()
@@ -129,6 +131,7 @@ def test_maps_are_read_as_written(layout: list[Run], width: int, begin: int, mor
     assert all(length == BLOCK and at // BLOCK in disk.blocks for at, length in told)
 
 
+@unhurried
 @given(layouts(), st.integers(2, 40), st.booleans(), st.data())
 def test_damaged_maps_end(layout: list[Run], width: int, tree: bool, data: st.DataObject) -> None:
     disk = Disk()
@@ -163,6 +166,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size
 )
 
 
+@unhurried
 @given(st.lists(NAMES, min_size=1, max_size=60))
 def test_folders_are_read_as_written(written: list[str]) -> None:
     raw = folder_of(written, 77, BLOCK)
@@ -170,6 +174,7 @@ def test_folders_are_read_as_written(written: list[str]) -> None:
     assert found == [(name.encode(), 77) for name in written]
 
 
+@unhurried
 @given(st.binary(min_size=60, max_size=400), st.booleans())
 def test_any_bytes_as_a_folder(raw: bytes, filetype: bool) -> None:
     for read in (names, inline_names):
@@ -178,6 +183,7 @@ def test_any_bytes_as_a_folder(raw: bytes, filetype: bool) -> None:
                 assert len(name) > 0 and 0 < inode <= 1000
 
 
+@unhurried
 @given(st.binary(min_size=0, max_size=1024), st.integers(-5, 1 << 33))
 def test_any_bytes_as_a_volume(raw: bytes, number: int) -> None:
     sound = bytearray(raw.ljust(1024, b"\0"))
