@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cloudmount.app.looking import firmware, look_at
+from cloudmount.app.looking import firmware, in_order, look_at
 from cloudmount.app.machinefile import Hardware, hardware_of, is_called
 from cloudmount.app.mount import OpenedDrive, opened_drive
 from cloudmount.app.places import state_folder
@@ -166,7 +166,7 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[st
     _tell_what_fails(vm, tell)
     _complete(vm, kept, tell)
     vm.write_definition()
-    return _Made(vm, _in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
+    return _Made(vm, in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
 
 
 def _made(
@@ -180,7 +180,7 @@ def _made(
     """A new VM."""
     snapshot = selected.snapshot
     kept = hardware_of(snapshot.summary)
-    disks = _in_order(opened.drive.opened(snapshot).disks, kept)
+    disks = in_order(opened.drive.opened(snapshot).disks, kept)
     if not disks:
         raise NotFoundError(f"{snapshot.machine}/{selected.folder} has no disks to start a machine from")
     _check_free(snapshot.id, environ)
@@ -211,13 +211,6 @@ def _made(
             vm.delete()
             raise
     return _Made(vm, disks, kept)
-
-
-def _in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
-    """The disks that the machine's file names, in its order, then the others."""
-    named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
-    first = list(dict.fromkeys(d for d in named if d is not None))
-    return first + [d for d in disks if d not in first]
 
 
 def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:

@@ -50,6 +50,7 @@ COMMANDS = (
     "stop",
     "console",
     "nbd",
+    "hyperv",
     "status",
 )
 INTERRUPTED = 130

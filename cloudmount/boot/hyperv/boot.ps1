@@ -234,6 +234,10 @@ function Set-LocalParents {
     if ($null -eq $vm) {
         throw 'there is no VM of this folder yet: run this without -Action GoLocal first'
     }
+    if ([IO.File]::Exists($LocalFile)) {
+        Write-Host -Object "$($vm.Name) is on its local copies already."
+        return
+    }
     if ($vm.State -notin 'Running', 'Paused', 'Off', 'Saved') {
         throw "$($vm.Name) is $($vm.State): wait until it runs or is off, then run this again"
     }
