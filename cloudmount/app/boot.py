@@ -152,21 +152,22 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[st
     selected = select(opened.repository, f"{d.machine}/{d.snapshot}")
     if selected.snapshot.id != d.snapshot_id:
         selected = select(opened.repository, d.snapshot_id)
-    old = d.hardware
+    old, kept = d.hardware, hardware_of(selected.snapshot.summary)
+    kind = options.firmware or old.firmware
     hardware = dataclasses.replace(
         old,
-        firmware=options.firmware or old.firmware,
+        firmware=kind,
+        secure_boot=kept.secure_boot and kind != "bios",
         memory=options.memory or old.memory,
         cpus=options.cpus or old.cpus,
         network=options.network or old.network,
         disks=tuple(dataclasses.replace(disk, bus=options.bus or disk.bus) for disk in old.disks),
     )
     vm = Vm(dataclasses.replace(d, hardware=hardware), vm.folder)
-    kept = hardware_of(selected.snapshot.summary)
     _tell_what_fails(vm, tell)
     _complete(vm, kept, tell)
     vm.write_definition()
-    return _Made(vm, _in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
+    return _Made(vm, in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
 
 
 def _made(
@@ -180,11 +181,11 @@ def _made(
     """A new VM."""
     snapshot = selected.snapshot
     kept = hardware_of(snapshot.summary)
-    disks = _in_order(opened.drive.opened(snapshot).disks, kept)
+    disks = in_order(opened.drive.opened(snapshot).disks, kept)
     if not disks:
         raise NotFoundError(f"{snapshot.machine}/{selected.folder} has no disks to start a machine from")
     _check_free(snapshot.id, environ)
-    hardware = _hardware(disks, options, kept)
+    hardware = machine_of(disks, options, kept)
     with making_one(environ):
         _check_free(snapshot.id, environ)
         folder = new_folder(snapshot.machine, selected.folder, environ)
@@ -213,7 +214,7 @@ def _made(
     return _Made(vm, disks, kept)
 
 
-def _in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
+def in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
     """The disks that the machine's file names, in its order, then the others."""
     named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
     first = list(dict.fromkeys(d for d in named if d is not None))
@@ -230,7 +231,9 @@ def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
         )
 
 
-def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> Machine:
+def machine_of(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> Machine:
+    """The machine that is made of a snapshot's disks (`in_order`): as asked for, else as its file said, else
+    as is usual."""
     looks = [look_at(disk) for disk in disks]
     windows = any(look.windows for look in looks)
     attached = []
@@ -247,14 +250,16 @@ def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> 
                 look.boots is not None,
             )
         )
+    needs_uefi = kept.secure_boot or kept.nvram is not None
+    kind = options.firmware or kept.firmware or ("uefi" if needs_uefi else firmware(looks))
     return Machine(
-        options.firmware or kept.firmware or firmware(looks),
+        kind,
         options.memory or kept.memory or default_memory(),
         options.cpus or kept.cpus or default_cpus(),
         tuple(attached),
         options.network or "none",
         kept.macs,
-        secure_boot=kept.secure_boot and options.firmware != "bios",
+        secure_boot=kept.secure_boot and kind != "bios",
         local_clock=kept.clock == "local" if kept.clock is not None else windows,
     )
 

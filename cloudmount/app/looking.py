@@ -15,6 +15,7 @@ from cloudmount.tree.snapshotdir import StoredDisk
 
 _MICROSOFT_RESERVED = "e3c9e316-0b5c-4db8-817d-f92df00215ae"
 _NTFS = "0x07"
+_MBR_ESP = "0xef"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,11 @@ def look_at(disk: StoredDisk) -> Look:
 
 def by_table(table: PartitionTable) -> Look:
     """What a partition table tells: an EFI system partition means UEFI; a BIOS starts what has a partition
-    for that, or an active one."""
+    for that, or an active one; an EFI partition in an MBR counts where none is active."""
     types = {p.type for p in table.partitions}
     active = [p for p in table.partitions if p.active] if table.kind == "mbr" else []
     windows = _MICROSOFT_RESERVED in types or any(p.type == _NTFS for p in active)
-    if table.kind == "gpt" and ESP in types:
+    if (table.kind == "gpt" and ESP in types) or (table.kind == "mbr" and not active and _MBR_ESP in types):
         return Look("uefi", windows)
     return Look("bios" if active or BIOS_BOOT in types else None, windows)
 

@@ -46,6 +46,7 @@ COMMANDS = (
     "umount",
     "hydrate",
     "verify-local",
+    "preflight",
     "boot",
     "vms",
     "stop",

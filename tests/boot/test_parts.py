@@ -182,6 +182,19 @@ def test_the_disk_that_boots_is_first_and_none_is_moved() -> None:
     assert [(d["drive"], d["bootindex"]) for d in devices] == [("disk0", 1), ("disk1", 0)]
 
 
+def test_secure_boot_has_its_firmware_and_its_chipset() -> None:
+    disks = [Disk(f"drive/{n}.img", MIB) for n in (1, 2)]
+    found = options(*disks, firmware="uefi", secure_boot=True)
+    assert values(found, "-machine") == ["q35,smm=on"]
+    assert "driver=cfi.pflash01,property=secure,value=on" in values(found, "-global")
+    code, variables = values(found, "-drive")
+    assert "secboot" in code and "readonly=on" in code and "readonly=off" in variables
+    assert values(found, "-device").count("piix3-ide,id=ide") == 1  # q35 has none of its own
+    plain = options(*disks, firmware="uefi")
+    assert values(plain, "-machine") == ["pc"] and not values(plain, "-global")
+    assert "secboot" not in values(plain, "-drive")[0]
+
+
 def test_networks() -> None:
     assert values(options(), "-nic") == ["none"]
     found = options(network="user", macs=("52:54:00:00:00:01", "52:54:00:00:00:02"))
