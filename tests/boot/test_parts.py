@@ -141,7 +141,7 @@ def test_kvm_is_proved_by_a_machine_that_started(monkeypatch: pytest.MonkeyPatch
         ended.close()
         assert ended._process is None or ended._process.returncode is not None
     assert [t.result() for t in trials] == ["kvm", "tcg"] and broken.result() == "tcg"
-    assert time.monotonic() - began < accelerator.TRIAL_SECONDS + 2
+    assert time.monotonic() - began < accelerator.TRIAL_SECONDS + 20
     assert not [t for t in threading.enumerate() if t.name == "cloudmount-kvm" and t.is_alive()]
 
 
