@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cloudmount.app.looking import firmware, in_order, look_at
+from cloudmount.app.looking import firmware_of, in_order, look_at
 from cloudmount.app.machinefile import Hardware, hardware_of, is_called
 from cloudmount.app.mount import OpenedDrive, opened_drive
 from cloudmount.app.places import state_folder
@@ -152,17 +152,18 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[st
     selected = select(opened.repository, f"{d.machine}/{d.snapshot}")
     if selected.snapshot.id != d.snapshot_id:
         selected = select(opened.repository, d.snapshot_id)
-    old = d.hardware
+    old, kept = d.hardware, hardware_of(selected.snapshot.summary)
+    kind = options.firmware or old.firmware
     hardware = dataclasses.replace(
         old,
-        firmware=options.firmware or old.firmware,
+        firmware=kind,
+        secure_boot=kept.secure_boot and kind != "bios",
         memory=options.memory or old.memory,
         cpus=options.cpus or old.cpus,
         network=options.network or old.network,
         disks=tuple(dataclasses.replace(disk, bus=options.bus or disk.bus) for disk in old.disks),
     )
     vm = Vm(dataclasses.replace(d, hardware=hardware), vm.folder)
-    kept = hardware_of(selected.snapshot.summary)
     _tell_what_fails(vm, tell)
     _complete(vm, kept, tell)
     vm.write_definition()
@@ -184,7 +185,7 @@ def _made(
     if not disks:
         raise NotFoundError(f"{snapshot.machine}/{selected.folder} has no disks to start a machine from")
     _check_free(snapshot.id, environ)
-    hardware = _hardware(disks, options, kept)
+    hardware = machine_of(disks, options, kept)
     with making_one(environ):
         _check_free(snapshot.id, environ)
         folder = new_folder(snapshot.machine, selected.folder, environ)
@@ -223,7 +224,9 @@ def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
         )
 
 
-def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> Machine:
+def machine_of(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> Machine:
+    """The machine that is made of a snapshot's disks (`in_order`): as asked for, else as its file said, else
+    as is usual."""
     looks = [look_at(disk) for disk in disks]
     windows = any(look.windows for look in looks)
     attached = []
@@ -240,14 +243,15 @@ def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> 
                 look.boots is not None,
             )
         )
+    kind = options.firmware or firmware_of(kept, looks)
     return Machine(
-        options.firmware or kept.firmware or firmware(looks),
+        kind,
         options.memory or kept.memory or default_memory(),
         options.cpus or kept.cpus or default_cpus(),
         tuple(attached),
         options.network or "none",
         kept.macs,
-        secure_boot=kept.secure_boot and options.firmware != "bios",
+        secure_boot=kept.secure_boot and kind != "bios",
         local_clock=kept.clock == "local" if kept.clock is not None else windows,
     )
 

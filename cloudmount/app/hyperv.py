@@ -20,7 +20,7 @@ from typing import Any, Literal
 from cloudmount import __version__
 from cloudmount.app.hydrate import HydrateProgress, hydrate
 from cloudmount.app.hypervpreflight import kept_result
-from cloudmount.app.looking import firmware, in_order, look_at
+from cloudmount.app.looking import firmware_of, in_order, look_at
 from cloudmount.app.machinefile import hardware_of
 from cloudmount.app.opening import looking_inside
 from cloudmount.app.places import make_folders, state_folder
@@ -144,7 +144,7 @@ def _machine(
     if kept.nvram is not None:
         tell("the machine's UEFI variables can't be given to Hyper-V: it starts with new ones")
     machine = Machine(
-        kept.firmware or firmware(looks),
+        firmware_of(kept, looks),
         kept.memory or MOST_MEMORY,
         kept.cpus or MOST_CPUS,
         (),

@@ -17,6 +17,7 @@ from cloudmount.tree.snapshotdir import StoredDisk
 
 _MICROSOFT_RESERVED = "e3c9e316-0b5c-4db8-817d-f92df00215ae"
 _NTFS = "0x07"
+_MBR_ESP = "0xef"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,11 @@ def look_at(disk: StoredDisk) -> Look:
 
 def by_table(table: PartitionTable) -> Look:
     """What a partition table tells: an EFI system partition means UEFI; a BIOS starts what has a partition
-    for that, or an active one."""
+    for that, or an active one; an EFI partition in an MBR counts where none is active."""
     types = {p.type for p in table.partitions}
     active = [p for p in table.partitions if p.active] if table.kind == "mbr" else []
     windows = _MICROSOFT_RESERVED in types or any(p.type == _NTFS for p in active)
-    if table.kind == "gpt" and ESP in types:
+    if (table.kind == "gpt" and ESP in types) or (table.kind == "mbr" and not active and _MBR_ESP in types):
         return Look("uefi", windows)
     return Look("bios" if active or BIOS_BOOT in types else None, windows)
 
@@ -51,6 +52,12 @@ def by_table(table: PartitionTable) -> Look:
 def firmware(looks: Sequence[Look]) -> Firmware:
     """That of the first disk which starts a machine; BIOS, which tries any disk, where none looks so."""
     return next((look.boots for look in looks if look.boots is not None), "bios")
+
+
+def firmware_of(kept: Hardware, looks: Sequence[Look]) -> Firmware:
+    """What the machine's file says; secure boot and variables are a UEFI's; else as its disks tell."""
+    needs_uefi = kept.secure_boot or kept.nvram is not None
+    return kept.firmware or ("uefi" if needs_uefi else firmware(looks))
 
 
 def in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:

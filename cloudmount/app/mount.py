@@ -19,6 +19,7 @@ from cloudmount.app.places import cache_folder, connect, make_folders, records_f
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.retrying import TRANSFER
+from cloudmount.mounts import host, libfuse
 from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
@@ -45,6 +46,13 @@ def _driver(name: str | None) -> tuple[str, Driver]:
     from cloudmount.mounts.refuse_driver import RefuseDrive
 
     return "refuse", RefuseDrive
+
+
+def drive_ready() -> None:
+    """`CloudMountError` naming what is missing on this computer before a drive can be put up."""
+    host.require(allow_other=False)
+    if _driver(None)[0] == "refuse":
+        libfuse.load()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ COMMANDS = (
     "umount",
     "hydrate",
     "verify-local",
+    "preflight",
     "boot",
     "vms",
     "stop",

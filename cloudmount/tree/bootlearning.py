@@ -80,7 +80,7 @@ class BootLearning:
     # Using
 
     def _plan(self, disk: StoredDisk) -> Plan:
-        trace = self._newest(disk)
+        trace = self.newest(disk)
         if trace is None:
             source = disk.content()
             return Plan(boot_ranges(source, int(disk.summary["logical_sector"])), LIMIT)
@@ -93,7 +93,8 @@ class BootLearning:
         ]
         return Plan(ranges, TRACE_LIMIT, eager=True)
 
-    def _newest(self, disk: StoredDisk) -> Trace | None:
+    def newest(self, disk: StoredDisk) -> Trace | None:
+        """The newest trace of the disk, of any snapshot; from the store, or kept here."""
         deadline = time.monotonic() + min(STORE_SECONDS, self._reader.io_timeout)
         for name, place in sorted(self._names(disk.snapshot.tag, deadline).items())[:LOOKED_AT]:
             try:

@@ -35,6 +35,7 @@ OPTIONS = {
     "umount": OUTPUT,
     "hydrate": STORE | OUTPUT | MOVES | {"--to", "--format"},
     "verify-local": OUTPUT,
+    "preflight": STORE | OUTPUT | MOVES | {"--hydrate-to"},
     "boot": STORE | OUTPUT | MOVES
     | {"--resume", "--memory", "--cpus", "--network", "--bus", "--firmware", "--hydrate-to", "--ready",
        "--timeout", "--foreground"},
@@ -136,6 +137,7 @@ def test_json_keys(tmp_path: Path, source: Path) -> None:
     assert {"files", "bytes", "fetched_bytes", "seconds"} <= done.keys()
     (copy,) = Path(copies).glob("srv/*/disk.vhdx")
     assert {"ok", "bytes", "damage"} <= console.json("verify-local", str(copy)).keys()
+    assert {"ok", "findings"} <= console.json("preflight", "srv").keys()
     checked = console.json("check", "--read-data", "50")
     assert {"ok", "damage"} <= checked.keys()
     assert {"mounts", "hydrations", "vms"} <= console.json("status").keys()

@@ -249,7 +249,7 @@ class TreeLifeConformance:
                 assert os.listdir(at / "d") == ["x"]
                 assert os.stat(at / "d" / "x").st_size == 1
                 assert len(os.listdir(at)) == 42
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < 20
                 assert not any(r.done() for r in reads)
             finally:
                 gate.open.set()
@@ -271,7 +271,7 @@ class TreeLifeConformance:
                 began = time.monotonic()
                 assert content(at / "f") == b"f"
                 assert os.listdir(at) == ["f", "slow"]
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < 20
             finally:
                 gate.open.set()
             assert waiting.result().st_size == 1
@@ -283,7 +283,7 @@ class TreeLifeConformance:
         try:
             assert within(5, lambda: gate.waiting > 0)
             cat.send_signal(signal.SIGTERM)  # cat dies of it; the kernel makes it a SIGKILL
-            assert cat.wait(5) == -signal.SIGTERM
+            assert cat.wait(15) == -signal.SIGTERM
         finally:
             gate.open.set()
             cat.kill()
@@ -324,7 +324,7 @@ class TreeLifeConformance:
             first.detach()
             second = mount(MemoryDir({"f": MemoryFile(b"second")}), path=first.path)
             assert os.pread(fd, 9, 0) == b"first"
-        first.thread.join(5)
+        first.thread.join(15)
         assert not first.thread.is_alive()
         time.sleep(0.3)
         assert content(second.path / "f") == b"second"
