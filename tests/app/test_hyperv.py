@@ -104,6 +104,15 @@ def test_elsewhere_folder_and_script_are_all_there_is(desk: Desk) -> None:
     assert {"2147483648", "cloudmount", "MicrosoftUEFICertificateAuthority", made.vm} <= set(found)
 
 
+def test_secure_boot_means_uefi_whatever_the_disks_look_like(desk: Desk) -> None:
+    desk.lab.backup(desk.folder / "data.img", machine="plain", hardware={"secure_boot": True})
+    desk.lab.backup(desk.folder / "data.img", machine="bios", hardware={"firmware": "bios"})
+    for machine, generation in (("plain", "2"), ("bios", "1")):
+        script = desk.boot(machine, output=machine).script.read_text("utf-8-sig")
+        assert f"Generation = ([int64] '{generation}')" in script
+        assert f"SecureBoot = ${str(machine == 'plain').lower()}" in script
+
+
 def test_left_out_the_folder_is_one_of_ours_and_twice_it_is_the_same(desk: Desk) -> None:
     made = desk.boot(output=None)
     assert made.folder == desk.folder / "state/cloudmount/hyperv" / made.vm

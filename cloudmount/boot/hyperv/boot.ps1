@@ -201,6 +201,14 @@ function New-Machine {
     }
 }
 
+function Connect-Switch {
+    param($Vm)
+
+    if ($SwitchName) {
+        Connect-VMNetworkAdapter -VMNetworkAdapter @(Get-VMNetworkAdapter -VM $Vm) -SwitchName $SwitchName
+    }
+}
+
 function Start-Machine {
     Confirm-Place
     if ($Table.ProvedHost -and $env:COMPUTERNAME -ne $Table.ProvedHost) {
@@ -208,6 +216,7 @@ function Start-Machine {
     }
     $vm = Get-OwnVm
     if ($null -ne $vm -and $vm.State -eq 'Running') {
+        Connect-Switch -Vm $vm
         Write-Host -Object "$($vm.Name) runs."
         return
     }
@@ -219,9 +228,7 @@ function Start-Machine {
     } elseif ($vm.State -ne 'Saved') {
         throw "$($vm.Name) is $($vm.State): see to it in Hyper-V Manager, then run this again"
     }
-    if ($SwitchName) {
-        Connect-VMNetworkAdapter -VMNetworkAdapter @(Get-VMNetworkAdapter -VM $vm) -SwitchName $SwitchName
-    }
+    Connect-Switch -Vm $vm
     Start-VM -VM $vm
     Write-Host -Object "$($vm.Name) is on; its screen: Hyper-V Manager, or vmconnect."
     if ($Table.Via -eq 'drive' -and -not [IO.File]::Exists($LocalFile)) {

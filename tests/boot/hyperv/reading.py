@@ -44,6 +44,8 @@ class Call:
     given: list[str] = field(default_factory=list)
     loose: int = 0
     """Arguments that follow no parameter."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What follows a parameter, where that is a bare word."""
     in_pipeline: bool = False
     """Whether it gets something from a pipeline."""
 
@@ -71,6 +73,8 @@ def calls(root: tree_sitter.Node) -> list[Call]:
                         call.given.append(text(element)[1:])
                         after = True
                     elif element.type != "command_argument_sep":
+                        if after and element.type == "generic_token":
+                            call.words[call.given[-1]] = text(element)
                         call.loose += not after
                         after = False
         found.append(call)

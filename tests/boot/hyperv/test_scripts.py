@@ -18,6 +18,7 @@ from tests.boot.hyperv.reading import Call, calls, functions, parsed, read_liter
 SCRIPTS = ("boot.ps1", "preflight.ps1")
 CMDLETS: dict[str, Any] = tomllib.loads((Path(__file__).parent / "cmdlets.toml").read_text())
 COMMON = {"ErrorAction"}
+ACTIONS = {"Continue", "SilentlyContinue"}
 PROGRAMS = {"$program", "$icacls", "$Body", "$part"}
 """What is called by a value: the program itself, a program of Windows', and blocks of the script."""
 TEXTS = st.text(
@@ -62,6 +63,10 @@ def test_every_cmdlet_and_parameter_is_documented(name: str) -> None:
             assert fits(call, CMDLETS[call.name]), f"{call.name} is not documented so: {call.given}"
             assert not call.loose, f"{call.name}: name each parameter"
             assert len(set(call.given)) == len(call.given)
+            assert "IgnoreIdMismatch" not in call.given  # it would hide a parent that is not the same
+            for parameter, word in call.words.items():
+                known = CMDLETS[call.name].get("values", {}).get(parameter, [])
+                assert word in (ACTIONS if parameter in COMMON else known), f"{call.name} -{parameter} {word}"
 
 
 def test_the_table_of_cmdlets_has_its_sources_and_nothing_that_is_not_used() -> None:
@@ -87,7 +92,6 @@ def test_nothing_is_made_of_texts_and_run(name: str) -> None:
         "Invoke-Expression",
         "iex ",
         "ScriptBlock]::Create",
-        "-IgnoreIdMismatch $",
         "AddScript",
         "cmd.exe",
     ):
