@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from cloudmount.errors import CloudMountError, NotFoundError, TargetExistsError
 from cloudmount.mounts.mountpoints import detach, mounted_at
 from cloudmount.mounts.records import start_time
 from cloudmount.reader.filelock import locked_file
+from cloudmount.system import KILL
 
 STARTING = "starting"
 KILLED = "its process was killed"
@@ -115,7 +115,7 @@ class Vm:
         state = self.state
         if state is not None and state.qemu_pid and start_time(state.qemu_pid) == state.qemu_started:
             with contextlib.suppress(OSError):
-                os.kill(state.qemu_pid, signal.SIGKILL)
+                os.kill(state.qemu_pid, KILL)
         self.clear_drive()
 
     def clear_drive(self) -> None:

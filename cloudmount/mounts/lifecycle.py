@@ -27,6 +27,7 @@ from cloudmount.mounts.looking import look
 from cloudmount.mounts.mountpoints import detach, mounted_at, take
 from cloudmount.mounts.records import MountRecord, find_record, remove_record, start_time, write_record
 from cloudmount.nodes import Dir
+from cloudmount.system import KILL
 
 GRACE_SECONDS = 3.0
 """How long requests under way may take to come back once the drive is unmounted."""
@@ -177,7 +178,7 @@ def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> N
 
 def _end(record: MountRecord, began: float) -> None:
     """Wait for a drive's process; one that does not end is ended."""
-    for after, number in ((3.6, signal.SIGTERM), (4.1, signal.SIGKILL), (4.8, None)):
+    for after, number in ((3.6, signal.SIGTERM), (4.1, KILL), (4.8, None)):
         while record.alive and time.monotonic() - began < after:
             time.sleep(0.02)
         if not record.alive:
@@ -205,6 +206,8 @@ def in_background(run: Callable[[Ready], None], log: Path) -> str:
     Its failure before that is raised here, with its exit code. Afterwards its output goes to the file `log`.
     Call it before any thread is started and any store opened.
     """
+    if not hasattr(os, "fork"):
+        raise UsageError("--daemon needs Linux; 'cloudmount service install' keeps a drive up on Windows")
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
