@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cloudmount.app.looking import firmware, look_at
+from cloudmount.app.looking import firmware_of, in_order, look_at
 from cloudmount.app.machinefile import Hardware, hardware_of, is_called
 from cloudmount.app.mount import OpenedDrive, opened_drive
 from cloudmount.app.places import state_folder
@@ -214,13 +214,6 @@ def _made(
     return _Made(vm, disks, kept)
 
 
-def in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
-    """The disks that the machine's file names, in its order, then the others."""
-    named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
-    first = list(dict.fromkeys(d for d in named if d is not None))
-    return first + [d for d in disks if d not in first]
-
-
 def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
     vm = vm_of(snapshot_id, environ)
     if vm is not None:
@@ -250,8 +243,7 @@ def machine_of(disks: list[StoredDisk], options: BootOptions, kept: Hardware) ->
                 look.boots is not None,
             )
         )
-    needs_uefi = kept.secure_boot or kept.nvram is not None
-    kind = options.firmware or kept.firmware or ("uefi" if needs_uefi else firmware(looks))
+    kind = options.firmware or firmware_of(kept, looks)
     return Machine(
         kind,
         options.memory or kept.memory or default_memory(),

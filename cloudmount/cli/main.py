@@ -51,6 +51,7 @@ COMMANDS = (
     "stop",
     "console",
     "nbd",
+    "hyperv",
     "status",
 )
 INTERRUPTED = 130
