@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -129,9 +131,9 @@ def test_a_silent_qemu() -> None:
 # --- KVM --------------------------------------------------------------------------------------------
 
 
-def test_kvm_is_proved_by_a_machine_that_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kvm_is_proved_by_a_machine_that_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     works = tuple("tcg" if o == "kvm" else o for o in accelerator._COMMAND)  # as if it were KVM
-    trials = [accelerator.Trial("/dev/null", works, 60), accelerator.Trial("/dev/null", (*works, "-S"))]
+    trials = [accelerator.Trial("/dev/null", works, 60), accelerator.Trial("/dev/null", (*works, "-S"), 1)]
     broken = accelerator.Trial("/dev/null", ("-accel", "nosuch"))
     assert accelerator.Trial("/dev/nosuch", works).result() == "tcg"
     for _ in range(3):  # the command fails at once
@@ -139,6 +141,13 @@ def test_kvm_is_proved_by_a_machine_that_started(monkeypatch: pytest.MonkeyPatch
         ended.close()
         assert ended._process is None or ended._process.returncode is not None
     assert [t.result() for t in trials] == ["kvm", "tcg"] and broken.result() == "tcg"
+    busy = tmp_path / "qemu-system-x86_64"  # it says the right thing, after two seconds of a processor
+    busy.write_text(
+        f"#!{sys.executable}\nimport time\nwhile time.process_time() < 2: pass\nprint('No bootable device')\n"
+    )
+    busy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert accelerator.Trial("/dev/null", works, 60).result() == "tcg"
     for thread in [t for t in threading.enumerate() if t.name == "cloudmount-kvm"]:
         thread.join(60)
         assert not thread.is_alive()
