@@ -50,6 +50,7 @@ COMMANDS = (
     "stop",
     "console",
     "nbd",
+    "service",
     "status",
 )
 INTERRUPTED = 130
