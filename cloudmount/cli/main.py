@@ -52,6 +52,7 @@ COMMANDS = (
     "console",
     "nbd",
     "hyperv",
+    "service",
     "status",
 )
 INTERRUPTED = 130

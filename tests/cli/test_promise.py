@@ -44,6 +44,9 @@ OPTIONS = {
     "console": OUTPUT,
     "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
     "hyperv": set(),
+    "service": STORE | OUTPUT | MOVES
+    | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--hydrate-to",
+       "--credentials", "--fstab", "--root"},
     "status": OUTPUT,
 }  # fmt: skip
 HYPERV = {
@@ -72,7 +75,9 @@ def test_commands() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name: str) -> None:
-    options = [p for p in _command(name).params if isinstance(p, click.Option)]
+    command = _command(name)
+    below = command.commands.values() if isinstance(command, click.Group) else [command]
+    options = [p for c in below if not c.hidden for p in c.params if isinstance(p, click.Option)]
     found = {o for option in options for o in option.opts}
     assert found == OPTIONS[name]
     assert all((option.help or "").endswith((".", "]")) for option in options)
