@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,14 +38,42 @@ class MountRecord:
 
 
 def start_time(pid: int) -> int:
-    """When a process was started, in clock ticks after boot (proc(5), field 22); 0 when it has ended, also
-    when nobody asked for its exit code yet."""
+    """When a process was started, in clock ticks after boot (proc(5), field 22), on Windows as a FILETIME; 0
+    when it has ended, also when nobody asked for its exit code yet."""
+    if sys.platform == "win32":
+        return _windows_start_time(pid)
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
         return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+if sys.platform == "win32":
+
+    def _windows_start_time(pid: int) -> int:
+        import ctypes
+        from ctypes import wintypes
+
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.OpenProcess.argtypes = [wintypes.DWORD, wintypes.BOOL, wintypes.DWORD]
+        kernel.OpenProcess.restype = wintypes.HANDLE
+        kernel.GetExitCodeProcess.argtypes = [wintypes.HANDLE, wintypes.LPDWORD]
+        kernel.GetProcessTimes.argtypes = [wintypes.HANDLE, *[ctypes.POINTER(wintypes.FILETIME)] * 4]
+        kernel.CloseHandle.argtypes = [wintypes.HANDLE]
+        handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+        if not handle:
+            return 0
+        try:
+            code, times = wintypes.DWORD(), [wintypes.FILETIME() for _ in range(4)]
+            if not kernel.GetExitCodeProcess(handle, ctypes.byref(code)) or code.value != 259:  # STILL_ACTIVE
+                return 0
+            if not kernel.GetProcessTimes(handle, *map(ctypes.byref, times)):
+                return 0
+            return int(times[0].dwHighDateTime << 32 | times[0].dwLowDateTime)
+        finally:
+            kernel.CloseHandle(handle)
 
 
 def _file(folder: Path, mountpoint: str) -> Path:
@@ -81,3 +110,26 @@ def read_records(folder: Path) -> list[MountRecord]:
 def find_record(folder: Path, mountpoint: str) -> MountRecord | None:
     """The record of the mount at this path."""
     return next((r for r in read_records(folder) if r.mountpoint == mountpoint), None)
+
+
+def _asked(folder: Path, mountpoint: str) -> Path:
+    return _file(folder, mountpoint).with_suffix(".end")
+
+
+def ask_to_end(folder: Path, mountpoint: str, pid: int) -> None:
+    """Leave word for the process that serves a mount: it is to end. `OSError` when that can't be written."""
+    _asked(folder, mountpoint).write_text(str(pid))
+
+
+def asked_to_end(folder: Path, mountpoint: str, pid: int) -> bool:
+    """Whether somebody left word for this process."""
+    try:
+        return _asked(folder, mountpoint).read_text() == str(pid)
+    except (OSError, ValueError):
+        return False
+
+
+def forget_asked(folder: Path, mountpoint: str) -> None:
+    """Take such a word away."""
+    with contextlib.suppress(OSError):
+        _asked(folder, mountpoint).unlink(missing_ok=True)
