@@ -19,7 +19,8 @@ from cloudmount.app.places import cache_folder, connect, make_folders, records_f
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.retrying import TRANSFER
-from cloudmount.mounts import host, libfuse
+from cloudmount.errors import UsageError
+from cloudmount.mounts import host, letters, libfuse
 from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
@@ -39,6 +40,12 @@ def log_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def _driver(name: str | None) -> tuple[str, Driver]:
+    if name is not None and (name == "winfsp") != letters.WINDOWS:
+        raise UsageError(f"--driver {name}: not on this system")
+    if letters.WINDOWS:
+        from cloudmount.mounts.winfsp_driver import WinFspDrive
+
+        return "winfsp", WinFspDrive
     from cloudmount.mounts.native_driver import NativeDrive, installed
 
     if name == "native" or (name is None and installed()):
@@ -136,8 +143,9 @@ def mount(
     """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns.
 
     The disks that are read are completed in the folder `hydrate_to`.
-    `driver` is "native" or "refuse"; None: the best that is installed.
+    `driver` is "native" or "refuse", on Windows "winfsp"; None: the best that is installed.
     """
+    site = letters.LetterSite(mountpoint, records_folder(environ)) if letters.WINDOWS else None
     with opened_drive(
         address,
         passphrase,
@@ -159,6 +167,7 @@ def mount(
             records=records_folder(environ),
             repository=opened.store.address,
             driver_name=opened.driver_name,
+            site=site,
             ready=ready,
             tell=tell,
         )
