@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +37,26 @@ _UP = b"up "
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
+@contextlib.contextmanager
+def signalled(again: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """While the block runs, an event that SIGINT, SIGTERM and SIGHUP set; by the second one the process ends
+    at once, after `again`. On the main thread."""
+    stop = threading.Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():  # asked twice: not one more second
+            again()
+            os._exit(130)
+        stop.set()
+
+    before = {s: signal.signal(s, asked) for s in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
 def serve(
     driver: Driver,
     root: Dir,
@@ -47,11 +67,13 @@ def serve(
     repository: str,
     driver_name: str = "",
     ready: Callable[[str], None],
+    staying: Callable[[threading.Event], None] = lambda stop: None,
     ending: Callable[[], None] = lambda: None,
     tell: Callable[[str], None],
 ) -> None:
     """Mount `root` and serve it until it is unmounted. `ready` is called once it is up, and `ending` before
-    it goes: what uses it ends there, within a second or two.
+    it goes: what uses it ends there, within a second or two. `staying` is called when it was unmounted, and
+    returns when the process is to end, soon after its event is set (by a signal).
 
     `records` is the folder of mount records, `repository` how people name what is shown; it is recorded
     with `driver_name`.
@@ -63,16 +85,10 @@ def serve(
         tell(note)
         left = find_record(records, path)
         made = made or (left is not None and left.made)
-    stop = threading.Event()
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():  # asked twice: not one more second
-            detach(path, lazy=True)
-            os._exit(130)
-        stop.set()
-
-    before = {s: signal.signal(s, asked) for s in _SIGNALS}
-    try:
+    with contextlib.ExitStack() as held:
+        if made:
+            held.callback(_remove, path)
+        stop = held.enter_context(signalled(lambda: _let_go(path)))
         drive = driver(root, path, options)
         ended = threading.Event()
         failure: list[BaseException] = []
@@ -95,8 +111,9 @@ def serve(
             write_record(records, record)
             ready(path)
             _until_unmounted(path, stop, ended)
+            staying(stop)
         finally:
-            _end_for_certain()
+            end_for_certain()
             ending()
             _take_down(path, ended)
             remove_record(records, path)
@@ -105,12 +122,15 @@ def serve(
                 tell(f"{path}: ended while " + (f"{hung} requests hung" if hung else "it was in use"))
         if failure:
             raise CloudMountError(f"the drive at {path} ended: {failure[0]}")
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        if made:
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
+
+
+def _let_go(path: str) -> None:
+    detach(path, lazy=True)
+
+
+def _remove(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _wait_up(up: threading.Event, ended: threading.Event, path: str) -> None:
@@ -137,7 +157,9 @@ def _take_down(path: str, ended: threading.Event) -> None:
     ended.wait(GRACE_SECONDS)
 
 
-def _end_for_certain() -> None:
+def end_for_certain() -> None:
+    """Have the process gone `END_SECONDS` from now on, whatever still hangs."""
+
     def end() -> None:
         time.sleep(END_SECONDS)
         os._exit(0)  # without a word: the terminal may be what hangs
@@ -171,8 +193,7 @@ def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> N
         _end(record, began)
     remove_record(records, path)
     if record is not None and record.made:
-        with contextlib.suppress(OSError):  # its process did that, unless it was killed
-            os.rmdir(path)
+        _remove(path)  # its process did that, unless it was killed
 
 
 def _end(record: MountRecord, began: float) -> None:
