@@ -190,6 +190,7 @@ class VmRun:
         with contextlib.suppress(CloudMountError, OSError):
             self._away.close()
         self._away = None
+        os.chdir(self._vm.folder.path)  # whoever started it may have stood on the disk that is unplugged now
 
     # What is told
 

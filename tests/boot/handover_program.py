@@ -4,6 +4,7 @@ python -m tests.boot.handover_program FAULTS ARGUMENT...
 
 FAULTS is JSON: what happens when a `HandOver` says so of itself for the first time: "kill" (the VM's process
 is killed, and QEMU with it), "kill-qemu", or "until PATH": the step fails as long as there is no such file.
+Two of them are parted by a line feed.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ def _with(faults: dict[str, str]) -> None:
 
     def met(self: HandOver, doing: str) -> None:
         at(self, doing)
-        what = faults.pop(doing, "")
-        if what.startswith("until ") and not os.path.exists(what.removeprefix("until ")):
-            faults[doing] = what
-            raise CloudMountError("as the test wants")
-        if what.startswith("kill"):
-            _kill_qemu()
-        if what == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        for what in faults.get(doing, "").splitlines():
+            if what.startswith("until ") and not os.path.exists(what.removeprefix("until ")):
+                raise CloudMountError("as the test wants")
+            if what.startswith("kill"):
+                _kill_qemu()
+                del faults[doing]
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
 
     HandOver._at = met  # type: ignore[method-assign]
 

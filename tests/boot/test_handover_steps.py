@@ -301,3 +301,18 @@ def test_a_machine_whose_disks_are_not_as_they_were_left(tmp_path: Path) -> None
     second.unlink()
     with pytest.raises(NotFoundError, match=r"copy1\.img is not there"):
         check_local(vm, told.append)
+
+
+def test_of_a_machine_that_is_removed_whole_disks_stay(tmp_path: Path) -> None:
+    world = World(tmp_path / "w")
+    (vm,) = all_vms(world.environ)
+    owner = LocalDisks(vm, world.paths, lambda: None)
+    owner.moved()
+    owner.opens(0)
+    assert vm.half_merged == world.paths[:1] and vm.local_disks == []
+    owner.opens(1)
+    owner.merging(1)
+    owner.merged(1)
+    assert vm.half_merged == world.paths[:1] and vm.local_disks == world.paths[1:]
+    vm.delete()
+    assert [Path(path).exists() for path in world.paths] == [False, True]
