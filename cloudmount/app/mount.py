@@ -26,6 +26,7 @@ from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.bootlearning import BootLearning
+from cloudmount.tree.copies import Format
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
@@ -71,6 +72,7 @@ class OpenedDrive:
     drive: Drive
     driver_name: str
     driver: Driver
+    hydrator: Hydrator | None = None
 
 
 @contextlib.contextmanager
@@ -84,10 +86,12 @@ def opened_drive(
     driver: str | None = None,
     bandwidth: tuple[float | None, float | None] = (None, None),
     hydrate_to: Path | None = None,
+    hydrate_form: Format | None = None,
     tell: Callable[[str], None],
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[OpenedDrive]:
-    """The repository's drive, as long as the block runs; the options are those of `mount`."""
+    """The repository's drive, as long as the block runs; the options are those of `mount`, and the form of
+    the copies that are made, when it matters."""
     few_arenas()
     name, make_drive = _driver(driver)
     make_folders(environ)
@@ -116,12 +120,14 @@ def opened_drive(
         traces = cache_folder(environ) / repository.config.repo_id / "traces"
         drive.learning = BootLearning(repository, reader, traces)
         ending.callback(drive.learning.close)
+        hydrator = None
         if hydrate_to is not None:
-            hydrator = Hydrator(Path(os.path.abspath(hydrate_to)), drive, reader, tell)
+            root = Path(os.path.abspath(hydrate_to))
+            hydrator = Hydrator(root, drive, reader, tell, form=hydrate_form)
             drive.local = hydrator
             ending.callback(hydrator.close)
             ending.enter_context(announced(hydrator.states, environ))
-        yield OpenedDrive(repository, store, drive, name, make_drive)
+        yield OpenedDrive(repository, store, drive, name, make_drive, hydrator)
 
 
 def mount(

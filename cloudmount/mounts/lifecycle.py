@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -44,6 +44,26 @@ _SIGNALS = [
 """SIGBREAK is Windows': Ctrl-Break, and a console that is closed."""
 
 
+@contextlib.contextmanager
+def signalled(again: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """While the block runs, an event that SIGINT, SIGTERM and SIGHUP set; by the second one the process ends
+    at once, after `again`. On the main thread."""
+    stop = threading.Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():  # asked twice: not one more second
+            again()
+            os._exit(130)
+        stop.set()
+
+    before = {s: signal.signal(s, asked) for s in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
 def serve(
     driver: Driver,
     root: Dir,
@@ -55,11 +75,13 @@ def serve(
     driver_name: str = "",
     site: Site | None = None,
     ready: Callable[[str], None],
+    staying: Callable[[threading.Event], None] = lambda stop: None,
     ending: Callable[[], None] = lambda: None,
     tell: Callable[[str], None],
 ) -> None:
     """Mount `root` and serve it until it is unmounted. `ready` is called once it is up, and `ending` before
-    it goes: what uses it ends there, within a second or two.
+    it goes: what uses it ends there, within a second or two. `staying` is called when it was unmounted, and
+    returns when the process is to end, soon after its event is set (by a signal).
 
     `records` is the folder of mount records, `repository` how people name what is shown; it is recorded
     with `driver_name`. `site` is the place, unless that is the folder `mountpoint`.
@@ -67,16 +89,9 @@ def serve(
     site = site or FolderSite(mountpoint, records)
     path = site.path
     site.take(tell)
-    stop = threading.Event()
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():  # asked twice: not one more second
-            site.detach(lazy=True)
-            os._exit(130)
-        stop.set()
-
-    before = {s: signal.signal(s, asked) for s in _SIGNALS}
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(site.leave)
+        stop = held.enter_context(signalled(lambda: _let_go(site)))
         drive = driver(root, path, options)
         site.attached(drive)
         ended = threading.Event()
@@ -108,8 +123,9 @@ def serve(
             ready(path)
             while not (stop.wait(0.25) or ended.is_set()) and site.there():
                 pass
+            staying(stop)
         finally:
-            _end_for_certain()
+            end_for_certain()
             ending()
             _take_down(site, ended)
             remove_record(records, path)
@@ -118,10 +134,15 @@ def serve(
                 tell(f"{path}: ended while " + (f"{hung} requests hung" if hung else "it was in use"))
         if failure:
             raise CloudMountError(f"the drive at {path} ended: {failure[0]}")
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        site.leave()
+
+
+def _let_go(site: Site) -> None:
+    site.detach(lazy=True)
+
+
+def _remove(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _wait_up(up: threading.Event, ended: threading.Event, path: str) -> None:
@@ -137,7 +158,9 @@ def _take_down(site: Site, ended: threading.Event) -> None:
     ended.wait(GRACE_SECONDS)
 
 
-def _end_for_certain() -> None:
+def end_for_certain() -> None:
+    """Have the process gone `END_SECONDS` from now on, whatever still hangs."""
+
     def end() -> None:
         time.sleep(END_SECONDS)
         os._exit(0)  # without a word: the terminal may be what hangs
@@ -171,8 +194,7 @@ def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> N
         end_process(record, began)
     remove_record(records, path)
     if record is not None and record.made:
-        with contextlib.suppress(OSError):  # its process did that, unless it was killed
-            os.rmdir(path)
+        _remove(path)  # its process did that, unless it was killed
 
 
 def end_process(record: MountRecord, began: float) -> None:

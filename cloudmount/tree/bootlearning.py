@@ -66,6 +66,14 @@ class BootLearning:
             self._pending[disk.ident] = disk
         Prefetch(self._reader, disk.content(), lambda: self._plan(disk)).start()
 
+    def cut(self) -> None:
+        """The machines read elsewhere from now on: what is recorded is the beginning of a boot only, no
+        better than what is known of an earlier one."""
+        with self._lock:
+            for ident in [i for i in self._pending if i in self._known]:
+                self._recorders[ident].ended = True
+                del self._pending[ident]
+
     def close(self) -> None:
         """Keep what was recorded so far; within seconds."""
         with self._lock:
