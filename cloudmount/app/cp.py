@@ -31,6 +31,7 @@ from cloudmount.app.writing import write_content
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import CloudMountError, NoRoomError, StoreError, TargetExistsError, UsageError
 from cloudmount.nodes import Dir, File, Link, Node
+from cloudmount.system import DISK_FULL, WINDOWS, is_root, set_times
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.inside import MadeFile
 from cloudmount.tree.snapshotdir import OpenedSnapshot
@@ -100,7 +101,7 @@ def carry_out(plan: CopyPlan, progress: CopyProgress, give_up: Callable[[], None
     try:
         copying.run(give_up)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise NoRoomError(
                 f"{error.filename}: no room left; make room and copy what is missing: the {progress.files} "
                 "files copied so far are whole"
@@ -156,7 +157,8 @@ class _Copying:
         try:
             os.symlink(link.node.target(), link.target)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EEXIST):
+            # Windows makes links for administrators only, and answers with numbers of its own.
+            if error.errno not in (errno.EPERM, errno.EEXIST) and not WINDOWS:
                 raise
             self._skip(link.path, f"{link.target}: not made: {error.strerror}")
             return
@@ -240,7 +242,8 @@ class _Copying:
                 write_content(new.fd, source, wrote)
                 # A disk holds secrets: its copy is for its owner, as restored ones are.
                 disk = isinstance(file.node, MadeFile)
-                _keep(file.node, new.fd, 0o600 if disk else 0o666 & ~self._umask)
+                mode = 0o600 if disk else 0o666 & ~self._umask
+                new.keep(functools.partial(_keep, file.node, without_owner=mode))
                 if self._stopped.is_set():
                     raise _Stopped
                 new.name()
@@ -257,16 +260,13 @@ def _keep(node: Node, place: Path | int, without_owner: int) -> None:
     with contextlib.suppress(PermissionError):  # vfat has no owners, and few modes
         if attr.uid is not None and attr.gid is not None:
             mode = attr.mode & 0o777
-            if os.geteuid() == 0:
+            if is_root():
                 if isinstance(place, int):
                     os.fchown(place, attr.uid, attr.gid)
                 else:
                     os.chown(place, attr.uid, attr.gid, follow_symlinks=False)
                 mode = attr.mode & 0o7777
-    times = (attr.mtime_ns, attr.mtime_ns)
-    if link:
-        os.utime(place, ns=times, follow_symlinks=False)
-        return
-    with contextlib.suppress(PermissionError):
-        os.chmod(place, mode)
-    os.utime(place, ns=times)
+    set_times(place, attr.mtime_ns, link=link)  # before the mode: read-only forbids it on Windows
+    if not link:
+        with contextlib.suppress(PermissionError):
+            os.chmod(place, mode)

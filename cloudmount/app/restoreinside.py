@@ -21,6 +21,7 @@ from cloudmount.app.unnameable import TOO_LARGE, UNNAMEABLE
 from cloudmount.app.writing import write_content
 from cloudmount.errors import CloudMountError, DamagedError, TargetExistsError, UnreadableInputError
 from cloudmount.nodes import Attr, Dir, File, Kind, Link, Node
+from cloudmount.system import is_root, set_times, sync_named
 
 if TYPE_CHECKING:
     from cloudmount.app.restore import RestoreProgress
@@ -193,11 +194,7 @@ class InsideRestore:
         for path, _ in self._unsynced:
             if path.is_symlink():
                 continue
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_named(path)
         self._journal.finished_many([below for _, below in self._unsynced])
         self._unsynced.clear()
         self._pending = 0
@@ -205,7 +202,9 @@ class InsideRestore:
 
 def _attributes(path: Path, attr: Attr) -> None:
     if attr.uid is not None:
-        if os.geteuid() == 0:
+        if is_root():
             os.chown(path, attr.uid, attr.gid if attr.gid is not None else -1)
+        set_times(path, attr.mtime_ns)
         os.chmod(path, attr.mode)
-    os.utime(path, ns=(attr.mtime_ns, attr.mtime_ns))
+    else:
+        set_times(path, attr.mtime_ns)

@@ -15,6 +15,7 @@ from typing import Any
 from cloudmount.guest.volumes import BESIDE, INSIDE
 from cloudmount.guest.wire import MOST_ENTRIES, BrokenFrameError
 from cloudmount.nodes import Kind
+from cloudmount.system import name_bytes
 
 NAME_MAX = 1024
 _MOST = 1 << 62
@@ -83,7 +84,7 @@ def entries(told: Any, depth: int, where: str) -> dict[str, Entry]:
 
 def _can_be_shown(name: str) -> bool:
     try:
-        length = len(os.fsencode(name))
+        length = len(name_bytes(name))
     except UnicodeError:
         return False
     return 0 < length <= NAME_MAX and name not in (".", "..") and "/" not in name and "\0" not in name

@@ -178,7 +178,7 @@ def test_a_hang_costs_one_error(pool: Callable[..., Children], image: Path) -> N
     began = time.monotonic()
     with pytest.raises(UnreadableInputError, match=r"it said nothing for 0\.6 s"):
         read(opened)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert gone(pid)
     children._thinking = 40
     assert read(opened) == bytes([7]) * 100_000
@@ -192,8 +192,8 @@ def test_a_slow_store_is_not_a_hang(pool: Callable[..., Children], image: Path) 
         children, image, Watched(RawDisk(image), lambda *_: time.sleep(slow.pop() if slow else 0))
     )
     assert opened.root == 2
-    children._thinking = 1.0
-    slow.append(1.8)
+    children._thinking = 3.0
+    slow.append(4.0)
     assert read(opened) == bytes([7]) * 100_000
     assert children.started == 1
     opened.close()
@@ -250,7 +250,7 @@ def test_lies(pool: Callable[..., Children], image: Path, lie: str, monkeypatch:
     began = time.monotonic()
     with pytest.raises(UnreadableInputError, match=r"e\.img"):
         assert opened.root
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 18
     opened.close()
 
 
