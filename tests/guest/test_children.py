@@ -401,7 +401,7 @@ def test_what_makes_a_parser_spin_is_tried_once(
     for name, length in (("bad", 99), ("good", 98)):
         (tmp_path / "source" / name).write_bytes(name.encode() * 25)
         os.truncate(tmp_path / "source" / name, length)
-    children = pool()
+    children = pool(thinking=300)  # a second of processor time may take long
     opened = volume(children, make_ext(tmp_path / "e.img", 4 * MIB, tmp_path / "source"))
     with pytest.raises(UnreadableInputError, match="one call took too much processor time"):
         read(opened, "bad")
