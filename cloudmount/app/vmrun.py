@@ -10,7 +10,6 @@ its own, and so has watching its copies.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import os
 import re
@@ -36,6 +35,7 @@ from cloudmount.tree.images import FailedReads, Images
 from cloudmount.tree.snapshotdir import StoredDisk
 
 LOOK_SECONDS = 1.0
+LEAVE_SECONDS = 5.0
 AGAIN_SECONDS = 5.0
 """After how long a copy that could not be begun is tried again."""
 
@@ -148,7 +148,7 @@ class VmRun:
         try:
             self._running.run()
         finally:
-            if self._running.failure is None and self._drive_is_needed:
+            if self._running.failure is None:
                 self._vm.clear_drive()  # which ends `serve`
 
     # Its copies
@@ -187,8 +187,9 @@ class VmRun:
         if opened.drive.learning is not None:
             opened.drive.learning.cut()
         self._backing.away = None
-        with contextlib.suppress(CloudMountError, OSError):
-            self._away.close()
+        ending = threading.Thread(target=self._away.close, name="cloudmount-leaving", daemon=True)
+        ending.start()
+        ending.join(LEAVE_SECONDS)  # what hangs at a dead line is waited for by nobody
         self._away = None
         os.chdir(self._vm.folder.path)  # whoever started it may have stood on the disk that is unplugged now
 
@@ -223,6 +224,8 @@ class VmRun:
             return state
         states = hydrator.states()
         words = {each.state for each in states} - {COMPLETE, RUNNING}
+        if away is not None and len(states) < len(away.disks) and hydrator.problem:
+            words.add(f"not begun: {hydrator.problem}")
         return state._replace(
             hydration=", ".join(sorted(words)) or RUNNING,
             done_bytes=sum(each.done_bytes for each in states),
