@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloudmount.app.handover import check_local
-from cloudmount.app.looking import firmware, look_at
+from cloudmount.app.looking import firmware_of, in_order, look_at
 from cloudmount.app.machinefile import Hardware, hardware_of, is_called
 from cloudmount.app.mount import OpenedDrive, opened_drive
 from cloudmount.app.places import state_folder
@@ -167,11 +167,13 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[st
         selected = select(opened.repository, d.snapshot_id)
     kept = hardware_of(selected.snapshot.summary)
     vm = _asked_anew(vm, options)
-    vm.definition = dataclasses.replace(vm.definition, ready=kept.ready)
+    kind = vm.definition.hardware.firmware
+    hardware = dataclasses.replace(vm.definition.hardware, secure_boot=kept.secure_boot and kind != "bios")
+    vm.definition = dataclasses.replace(vm.definition, hardware=hardware, ready=kept.ready)
     _tell_what_fails(vm, tell)
     _complete(vm, kept, tell)
     vm.write_definition()
-    return _Made(vm, _in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
+    return _Made(vm, in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
 
 
 def _here(vm: Vm, options: BootOptions, tell: Callable[[str], None]) -> Vm:
@@ -189,9 +191,11 @@ def _here(vm: Vm, options: BootOptions, tell: Callable[[str], None]) -> Vm:
 
 def _asked_anew(vm: Vm, options: BootOptions) -> Vm:
     d, old = vm.definition, vm.definition.hardware
+    kind = options.firmware or old.firmware
     hardware = dataclasses.replace(
         old,
-        firmware=options.firmware or old.firmware,
+        firmware=kind,
+        secure_boot=old.secure_boot and kind != "bios",
         memory=options.memory or old.memory,
         cpus=options.cpus or old.cpus,
         network=options.network or old.network,
@@ -212,11 +216,11 @@ def _made(
     """A new VM."""
     snapshot = selected.snapshot
     kept = hardware_of(snapshot.summary)
-    disks = _in_order(opened.drive.opened(snapshot).disks, kept)
+    disks = in_order(opened.drive.opened(snapshot).disks, kept)
     if not disks:
         raise NotFoundError(f"{snapshot.machine}/{selected.folder} has no disks to start a machine from")
     _check_free(snapshot.id, environ)
-    hardware = _hardware(disks, options, kept)
+    hardware = machine_of(disks, options, kept)
     with making_one(environ):
         _check_free(snapshot.id, environ)
         folder = new_folder(snapshot.machine, selected.folder, environ)
@@ -247,13 +251,6 @@ def _made(
     return _Made(vm, disks, kept)
 
 
-def _in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
-    """The disks that the machine's file names, in its order, then the others."""
-    named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
-    first = list(dict.fromkeys(d for d in named if d is not None))
-    return first + [d for d in disks if d not in first]
-
-
 def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
     vm = vm_of(snapshot_id, environ)
     if vm is not None:
@@ -264,7 +261,9 @@ def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
         )
 
 
-def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> Machine:
+def machine_of(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> Machine:
+    """The machine that is made of a snapshot's disks (`in_order`): as asked for, else as its file said, else
+    as is usual."""
     looks = [look_at(disk) for disk in disks]
     windows = any(look.windows for look in looks)
     attached = []
@@ -281,14 +280,15 @@ def _hardware(disks: list[StoredDisk], options: BootOptions, kept: Hardware) -> 
                 look.boots is not None,
             )
         )
+    kind = options.firmware or firmware_of(kept, looks)
     return Machine(
-        options.firmware or kept.firmware or firmware(looks),
+        kind,
         options.memory or kept.memory or default_memory(),
         options.cpus or kept.cpus or default_cpus(),
         tuple(attached),
         options.network or "none",
         kept.macs,
-        secure_boot=kept.secure_boot and options.firmware != "bios",
+        secure_boot=kept.secure_boot and kind != "bios",
         local_clock=kept.clock == "local" if kept.clock is not None else windows,
     )
 

@@ -21,11 +21,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cloudmount.app.vms import Definition, Vm
-from cloudmount.blobs.placing import sync_folder
 from cloudmount.errors import DamagedError, NotFoundError, TargetExistsError
 from cloudmount.reader.filelock import locked_file
 from cloudmount.reader.sidecar import SEEN, Entry, Seen, Sidecar, sidecar_path
 from cloudmount.reader.soundness import verify_file
+from cloudmount.system import sync_folder
 
 
 class LocalDisks:

@@ -19,6 +19,8 @@ from cloudmount.app.places import cache_folder, connect, make_folders, records_f
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.retrying import TRANSFER
+from cloudmount.errors import UsageError
+from cloudmount.mounts import host, letters, libfuse
 from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
@@ -39,6 +41,12 @@ def log_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def _driver(name: str | None) -> tuple[str, Driver]:
+    if name is not None and (name == "winfsp") != letters.WINDOWS:
+        raise UsageError(f"--driver {name}: not on this system")
+    if letters.WINDOWS:
+        from cloudmount.mounts.winfsp_driver import WinFspDrive
+
+        return "winfsp", WinFspDrive
     from cloudmount.mounts.native_driver import NativeDrive, installed
 
     if name == "native" or (name is None and installed()):
@@ -46,6 +54,13 @@ def _driver(name: str | None) -> tuple[str, Driver]:
     from cloudmount.mounts.refuse_driver import RefuseDrive
 
     return "refuse", RefuseDrive
+
+
+def drive_ready() -> None:
+    """`CloudMountError` naming what is missing on this computer before a drive can be put up."""
+    host.require(allow_other=False)
+    if _driver(None)[0] == "refuse":
+        libfuse.load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +149,9 @@ def mount(
     """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns.
 
     The disks that are read are completed in the folder `hydrate_to`.
-    `driver` is "native" or "refuse"; None: the best that is installed.
+    `driver` is "native" or "refuse", on Windows "winfsp"; None: the best that is installed.
     """
+    site = letters.LetterSite(mountpoint, records_folder(environ)) if letters.WINDOWS else None
     with opened_drive(
         address,
         passphrase,
@@ -157,6 +173,7 @@ def mount(
             records=records_folder(environ),
             repository=opened.store.address,
             driver_name=opened.driver_name,
+            site=site,
             ready=ready,
             tell=tell,
         )

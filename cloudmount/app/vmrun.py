@@ -10,6 +10,7 @@ its own, and so has watching its copies.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import re
@@ -187,7 +188,13 @@ class VmRun:
         if opened.drive.learning is not None:
             opened.drive.learning.cut()
         self._backing.away = None
-        ending = threading.Thread(target=self._away.close, name="cloudmount-leaving", daemon=True)
+        close = self._away.close
+
+        def end() -> None:
+            with contextlib.suppress(CloudMountError, OSError):
+                close()
+
+        ending = threading.Thread(target=end, name="cloudmount-leaving", daemon=True)
         ending.start()
         ending.join(LEAVE_SECONDS)  # what hangs at a dead line is waited for by nobody
         self._away = None

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloudmount.app.places import state_folder
-from cloudmount.blobs.placing import sync_folder
 from cloudmount.boot.folder import VmFolder
 from cloudmount.boot.machine import Disk, Machine
 from cloudmount.boot.running import FAILED, POWERED_OFF, STOPPED
@@ -28,6 +26,7 @@ from cloudmount.mounts.mountpoints import detach, mounted_at
 from cloudmount.mounts.records import start_time
 from cloudmount.reader.filelock import locked_file
 from cloudmount.reader.sidecar import sidecar_path
+from cloudmount.system import KILL, sync_folder
 
 STARTING = "starting"
 KILLED = "its process was killed"
@@ -147,7 +146,7 @@ class Vm:
         state = self.state
         if state is not None and state.qemu_pid and start_time(state.qemu_pid) == state.qemu_started:
             with contextlib.suppress(OSError):
-                os.kill(state.qemu_pid, signal.SIGKILL)
+                os.kill(state.qemu_pid, KILL)
         self.clear_drive()
 
     def clear_drive(self) -> None:

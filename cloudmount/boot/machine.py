@@ -84,15 +84,20 @@ def pauses(bus: Bus) -> bool:
     return bus != "nvme"
 
 
-def default_memory() -> int:
-    """4 GiB, or half of this computer's memory where that is less."""
+def memory_here() -> int:
+    """Bytes of this computer's memory."""
     try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
-        there = MOST_MEMORY
+        return 2 * MOST_MEMORY
+
+
+def default_memory(there: int | None = None) -> int:
+    """4 GiB, or half of a computer's memory (this one's, unless told) where that is less."""
+    there = memory_here() if there is None else there
     return max(LEAST_MEMORY, min(MOST_MEMORY, there // 2)) // MIB * MIB
 
 
-def default_cpus() -> int:
-    """As many as this computer has, at most four."""
-    return min(MOST_CPUS, os.cpu_count() or 1)
+def default_cpus(there: int | None = None) -> int:
+    """As many as a computer (this one, unless told) has, at most four."""
+    return min(MOST_CPUS, there or os.cpu_count() or 1)

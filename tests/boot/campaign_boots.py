@@ -1,6 +1,7 @@
 """The line cut, and silent, for minutes under VMs of `boot`: while they start, and while their guest reads as
 fast as it can. `count` is how long, in steps of 3 seconds: 200 are the ten minutes. Each waits, paused, as
-long as the line is gone; it goes on by itself, its guest reads the right bytes, its kernel tells of no error.
+long as the line is gone; it goes on by itself, its guest reads the right bytes and its kernel tells of no
+error.
 """
 
 from __future__ import annotations
