@@ -85,10 +85,11 @@ class VmRun:
             hardware, vm.folder, accelerator, backing=self._backing, report=self._report, ready=ready
         )
         self._way: HandOver | None = None
+        self._bytes = sum(disk.size for disk in hardware.disks)
+        """Of its disks here, once it is given over to them."""
         self._drive_is_needed = away is not None
         if away is None and any(disk.overlay for disk in hardware.disks):  # it was switched off meanwhile
-            paths = [disk.path for disk in hardware.disks]
-            self._give_over(paths)
+            self._give_over([disk.path for disk in hardware.disks])
         self.is_up = False
 
     def until_off(self, up: Callable[[Vm], None], tell: Callable[[str], None]) -> None:
@@ -165,6 +166,7 @@ class VmRun:
             if all([hydrator.complete(disk) for disk in reversed(disks)]):
                 paths = [hydrator.path(disk, "raw") for disk in disks]
                 if None not in paths:
+                    self._bytes = sum(each.total_bytes for each in hydrator.states())
                     self._give_over([path for path in paths if path is not None])
                     return
             begun = len(hydrator.states())
@@ -223,9 +225,8 @@ class VmRun:
     def _with_copies(self, state: State, away: Away | None) -> State:
         way = self._way
         if way is not None:
-            return state._replace(
-                hydration=way.doing or ("" if way.done else COMPLETE), done_bytes=state.total_bytes
-            )
+            doing = way.doing or ("" if way.done else COMPLETE)
+            return state._replace(hydration=doing, done_bytes=self._bytes, total_bytes=self._bytes)
         hydrator = away.opened.hydrator if away is not None else None
         if hydrator is None:
             return state
