@@ -160,6 +160,7 @@ class Bench:
                     down.append(link.traffic().down_bytes)
                 requests.append(self._store.requests() - before)
             least = sealed * 8 / mbit / 1e6 + TRIPS * rtt
+            print(f"replay: {name}, {mbit:.0f} Mbit/s: {median(seconds) / least:.2f}", file=sys.stderr)
             yield {
                 "way": name,
                 "mbit": mbit,
