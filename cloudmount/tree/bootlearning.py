@@ -70,6 +70,14 @@ class BootLearning:
             self._pending[disk.ident] = disk
         Prefetch(self._reader, disk.content(), lambda: self._plan(disk)).start()
 
+    def cut(self) -> None:
+        """The machines read elsewhere from now on: what is recorded is the beginning of a boot only, no
+        better than what is known of an earlier one."""
+        with self._lock:
+            for ident in [i for i in self._pending if i in self._known]:
+                self._recorders[ident].ended = True
+                del self._pending[ident]
+
     def close(self) -> None:
         """Keep what was recorded so far; within seconds."""
         with self._lock:
@@ -119,6 +127,11 @@ class BootLearning:
         yield from boots
         held = sum(e.length for offset, length in boots for e in source.extents(offset, length) if e.data)
         yield from system_ranges(disk, kernel=held < KERNEL_BYTES)
+
+    def newest(self, disk: StoredDisk) -> Trace | None:
+        """The newest trace of the disk, of any snapshot; from the store, or kept here."""
+        deadline = time.monotonic() + min(STORE_SECONDS, self._reader.io_timeout)
+        return next(self._newest(disk, deadline), None)
 
     def _newest(self, disk: StoredDisk, deadline: float) -> Iterator[Trace]:
         """The newest trace of the disk, if there is one."""
