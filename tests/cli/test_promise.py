@@ -43,7 +43,7 @@ OPTIONS = {
     "stop": OUTPUT | {"--timeout", "--delete"},
     "console": OUTPUT,
     "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
-    "hyperv": set(),
+    "hyperv": STORE | OUTPUT | MOVES | {"--via", "--output", "--read"},
     "service": STORE | OUTPUT | MOVES
     | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--hydrate-to",
        "--credentials", "--fstab", "--root"},
