@@ -102,7 +102,7 @@ def _fitting(stem: str, ending: str, name: str) -> str:
     """Both, the stem cut where it must be; then with a hash of the whole, so that it keeps what it is called
     when others come."""
     if units(stem + ending) > UNITS:
-        ending = "~" + hashlib.sha256(os.fsencode(name)).hexdigest()[:8] + ending
+        ending = "~" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8] + ending
         while units(stem + ending) > UNITS:
             stem = stem[:-1]
     return stem + ending

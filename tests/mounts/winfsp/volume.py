@@ -263,15 +263,12 @@ class Volume:
     def read_cached(self, file: FileObject, offset: int, length: int) -> bytes:
         """Through the cache of its path: pages that are missing are read, whole ones."""
         length = max(0, min(length, file.node.info.size - offset))
-        content = b""
         pages = file.node.pages
-        for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
-            page = pages.get(number)
-            if page is None:
-                page = self._read(file, number * PAGE, PAGE).ljust(PAGE, b"\0")
-                pages[number] = page
-            content += page
-        return content[offset % PAGE :][:length]
+        numbers = range(offset // PAGE, -(-(offset + length) // PAGE))
+        for number in numbers:
+            if number not in pages:
+                pages[number] = self._read(file, number * PAGE, PAGE).ljust(PAGE, b"\0")
+        return b"".join(pages[number] for number in numbers)[offset % PAGE :][:length]
 
     def _read(self, file: FileObject, offset: int, length: int) -> bytes:
         ffi = self._ffi
