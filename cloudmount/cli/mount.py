@@ -56,6 +56,7 @@ def command(
     from cloudmount.app.mount import log_file, mount
     from cloudmount.mounts import letters
     from cloudmount.mounts.lifecycle import in_background
+    from cloudmount.service.notify import ready as tell_ready
 
     out = common.out
     cache_bytes = parse_bytes(cache_size) if cache_size is not None else None
@@ -73,6 +74,7 @@ def command(
             if out.json:
                 out.result({"mountpoint": path, "pid": os.getpid()}, "")
             up(path)
+            tell_ready()
 
         mount(
             common.address,

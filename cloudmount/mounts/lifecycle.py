@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +30,7 @@ from cloudmount.mounts.mountpoints import detach, mounted_at
 from cloudmount.mounts.records import MountRecord, find_record, remove_record, start_time, write_record
 from cloudmount.mounts.site import Site
 from cloudmount.nodes import Dir
+from cloudmount.system import KILL
 
 GRACE_SECONDS = 3.0
 """How long requests under way may take to come back once the drive is unmounted."""
@@ -43,6 +44,26 @@ _SIGNALS = [
 """SIGBREAK is Windows': Ctrl-Break, and a console that is closed."""
 
 
+@contextlib.contextmanager
+def signalled(again: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """While the block runs, an event that SIGINT, SIGTERM and SIGHUP set; by the second one the process ends
+    at once, after `again`. On the main thread."""
+    stop = threading.Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():  # asked twice: not one more second
+            again()
+            os._exit(130)
+        stop.set()
+
+    before = {s: signal.signal(s, asked) for s in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
 def serve(
     driver: Driver,
     root: Dir,
@@ -54,11 +75,13 @@ def serve(
     driver_name: str = "",
     site: Site | None = None,
     ready: Callable[[str], None],
+    staying: Callable[[threading.Event], None] = lambda stop: None,
     ending: Callable[[], None] = lambda: None,
     tell: Callable[[str], None],
 ) -> None:
     """Mount `root` and serve it until it is unmounted. `ready` is called once it is up, and `ending` before
-    it goes: what uses it ends there, within a second or two.
+    it goes: what uses it ends there, within a second or two. `staying` is called when it was unmounted, and
+    returns when the process is to end, soon after its event is set (by a signal).
 
     `records` is the folder of mount records, `repository` how people name what is shown; it is recorded
     with `driver_name`. `site` is the place, unless that is the folder `mountpoint`.
@@ -66,16 +89,9 @@ def serve(
     site = site or FolderSite(mountpoint, records)
     path = site.path
     site.take(tell)
-    stop = threading.Event()
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():  # asked twice: not one more second
-            site.detach(lazy=True)
-            os._exit(130)
-        stop.set()
-
-    before = {s: signal.signal(s, asked) for s in _SIGNALS}
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(site.leave)
+        stop = held.enter_context(signalled(lambda: _let_go(site)))
         drive = driver(root, path, options)
         site.attached(drive)
         ended = threading.Event()
@@ -107,8 +123,9 @@ def serve(
             ready(path)
             while not (stop.wait(0.25) or ended.is_set()) and site.stays():
                 pass
+            staying(stop)
         finally:
-            _end_for_certain()
+            end_for_certain()
             ending()
             _take_down(site, ended)
             remove_record(records, path)
@@ -117,10 +134,15 @@ def serve(
                 tell(f"{path}: ended while " + (f"{hung} requests hung" if hung else "it was in use"))
         if failure:
             raise CloudMountError(f"the drive at {path} ended: {failure[0]}")
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        site.leave()
+
+
+def _let_go(site: Site) -> None:
+    site.detach(lazy=True)
+
+
+def _remove(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _wait_up(up: threading.Event, ended: threading.Event, path: str) -> None:
@@ -136,7 +158,9 @@ def _take_down(site: Site, ended: threading.Event) -> None:
     ended.wait(GRACE_SECONDS)
 
 
-def _end_for_certain() -> None:
+def end_for_certain() -> None:
+    """Have the process gone `END_SECONDS` from now on, whatever still hangs."""
+
     def end() -> None:
         time.sleep(END_SECONDS)
         os._exit(0)  # without a word: the terminal may be what hangs
@@ -170,14 +194,12 @@ def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> N
         end_process(record, began)
     remove_record(records, path)
     if record is not None and record.made:
-        with contextlib.suppress(OSError):  # its process did that, unless it was killed
-            os.rmdir(path)
+        _remove(path)  # its process did that, unless it was killed
 
 
 def end_process(record: MountRecord, began: float) -> None:
     """Wait for a drive's process, which was asked to end when it `began`; one that does not end is ended."""
-    kill = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows each ends a process at once
-    for after, number in ((3.6, signal.SIGTERM), (4.1, kill), (4.8, None)):
+    for after, number in ((3.6, signal.SIGTERM), (4.1, KILL), (4.8, None)):
         while record.alive and time.monotonic() - began < after:
             time.sleep(0.02)
         if not record.alive:
@@ -206,7 +228,7 @@ def in_background(run: Callable[[Ready], None], log: Path) -> str:
     Call it before any thread is started and any store opened.
     """
     if not hasattr(os, "fork"):
-        raise UsageError("--daemon: not on Windows; a service keeps a drive up there (docs/windows.md)")
+        raise UsageError("--daemon needs Linux; 'cloudmount service install' keeps a drive up on Windows")
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()

@@ -10,9 +10,12 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from cloudmount.system import process_start as start_time
+
+__all__ = ["MountRecord", "find_record", "read_records", "remove_record", "start_time", "write_record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,45 +38,6 @@ class MountRecord:
     def alive(self) -> bool:
         """Whether its process still runs."""
         return start_time(self.pid) == self.started
-
-
-def start_time(pid: int) -> int:
-    """When a process was started, in clock ticks after boot (proc(5), field 22), on Windows as a FILETIME; 0
-    when it has ended, also when nobody asked for its exit code yet."""
-    if sys.platform == "win32":
-        return _windows_start_time(pid)
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-if sys.platform == "win32":
-
-    def _windows_start_time(pid: int) -> int:
-        import ctypes
-        from ctypes import wintypes
-
-        kernel = ctypes.WinDLL("kernel32")
-        kernel.OpenProcess.argtypes = [wintypes.DWORD, wintypes.BOOL, wintypes.DWORD]
-        kernel.OpenProcess.restype = wintypes.HANDLE
-        kernel.GetExitCodeProcess.argtypes = [wintypes.HANDLE, wintypes.LPDWORD]
-        kernel.GetProcessTimes.argtypes = [wintypes.HANDLE, *[ctypes.POINTER(wintypes.FILETIME)] * 4]
-        kernel.CloseHandle.argtypes = [wintypes.HANDLE]
-        handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
-        if not handle:
-            return 0
-        try:
-            code, times = wintypes.DWORD(), [wintypes.FILETIME() for _ in range(4)]
-            if not kernel.GetExitCodeProcess(handle, ctypes.byref(code)) or code.value != 259:  # STILL_ACTIVE
-                return 0
-            if not kernel.GetProcessTimes(handle, *map(ctypes.byref, times)):
-                return 0
-            return int(times[0].dwHighDateTime << 32 | times[0].dwLowDateTime)
-        finally:
-            kernel.CloseHandle(handle)
 
 
 def _file(folder: Path, mountpoint: str) -> Path:

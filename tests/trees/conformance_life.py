@@ -284,7 +284,7 @@ class TreeLifeConformance:
         try:
             assert within(5, lambda: gate.waiting > 0)
             cat.send_signal(signal.SIGTERM)  # cat dies of it; the kernel makes it a SIGKILL
-            assert cat.wait(5) == -signal.SIGTERM
+            assert cat.wait(15) == -signal.SIGTERM
         finally:
             gate.open.set()
             cat.kill()
@@ -325,7 +325,7 @@ class TreeLifeConformance:
             first.detach()
             second = mount(MemoryDir({"f": MemoryFile(b"second")}), path=first.path)
             assert os.pread(fd, 9, 0) == b"first"
-        first.thread.join(5)
+        first.thread.join(15)
         assert not first.thread.is_alive()
         time.sleep(0.3)
         assert content(second.path / "f") == b"second"
