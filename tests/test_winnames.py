@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cloudmount.mounts.winfsp_names import shown_names
+from cloudmount.system import windows_refuses
 from cloudmount.winnames import UNITS, escape, fold, unescape, units
 from tests.strategies import names
 
@@ -43,6 +44,8 @@ def test_every_name_becomes_one_that_windows_can_hold_and_back(name: str) -> Non
     assert ntpath.split(path) == ("X:\\srv\\latest", shown)
     assert PureWindowsPath(path).name == shown
     assert units(shown) == len(shown.encode("utf-16-le")) // 2
+    assert units(shown) > UNITS or windows_refuses(shown) is None
+    assert windows_refuses(name) is not None or shown == name or re.search("[\uf000-\uf0ff]", name)
 
 
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=255))

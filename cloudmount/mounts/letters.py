@@ -25,8 +25,9 @@ from cloudmount.mounts.records import (
     forget_asked,
     remove_record,
 )
+from cloudmount.system import WINDOWS
 
-WINDOWS = os.name == "nt"
+__all__ = ["WINDOWS", "LetterSite", "letter", "unmount"]
 
 
 class _Unmountable(Protocol):

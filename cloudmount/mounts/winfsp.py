@@ -246,6 +246,8 @@ class Operations:
             if pinned is None:
                 raise
             found = pinned  # it went, or can't be asked for; who has it open has it still
+        if pinned is not None and found.is_dir:
+            found = pinned
         if found.is_dir and options & OPTION_NON_DIRECTORY:
             raise _Answer(ntstatus.FILE_IS_A_DIRECTORY)
         if not found.is_dir and options & OPTION_DIRECTORY:

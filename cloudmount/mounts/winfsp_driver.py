@@ -68,8 +68,9 @@ def descriptor(account: str | None, *, everyone: bool) -> str:
 
 def account_sid(run: Callable[..., Any] = subprocess.run) -> str | None:
     """The SID of who runs this, from Windows' own whoami; None when it doesn't tell."""
+    program = os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "whoami.exe")
     try:
-        done = run(["whoami", "/user", "/fo", "csv", "/nh"], capture_output=True, timeout=10, check=False)
+        done = run([program, "/user", "/fo", "csv", "/nh"], capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(rb'"(S-1-[0-9]+(?:-[0-9]+)+)"\s*\Z', done.stdout)

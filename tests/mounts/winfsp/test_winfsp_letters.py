@@ -18,6 +18,7 @@ from cloudmount.mounts import letters, ntstatus
 from cloudmount.mounts.letters import LetterSite, letter, unmount
 from cloudmount.mounts.records import MountRecord, ask_to_end, asked_to_end, read_records, write_record
 from cloudmount.mounts.winfsp_driver import WinFspDrive
+from tests.cli.console import Console
 from tests.mounts.mounting import within
 from tests.mounts.processes import Processes, Started
 from tests.mounts.winfsp.serving import READERS
@@ -119,6 +120,37 @@ def test_winfsp_is_taken_on_windows_and_only_there(monkeypatch: pytest.MonkeyPat
     assert _driver(None) == _driver("winfsp") == ("winfsp", WinFspDrive)
     with pytest.raises(UsageError, match="--driver native: not on this system"):
         _driver("native")
+
+
+def test_the_commands_on_a_system_with_winfsp(tmp_path: Path) -> None:
+    console = Console(tmp_path / "home", str(tmp_path / "repo"))
+    console.json("init")
+    (tmp_path / "plan.txt").write_bytes(b"plan")
+    console.json("backup", "--name", "srv", str(tmp_path / "plan.txt"))
+
+    def start(*arguments: str) -> Started:
+        command = (sys.executable, "-m", "tests.mounts.winfsp.program", *arguments)
+        return Started(*command, environment=console.environment)
+
+    drive = start("mount", "x:")
+    records = tmp_path / "home" / "state" / "cloudmount" / "mounts"
+    try:
+        assert within(ENDS, lambda: bool(read_records(records))), drive.errors
+        (mounted,) = console.json("status")["mounts"]
+        assert (mounted["mountpoint"], mounted["driver"], mounted["state"]) == ("X:", "winfsp", "up")
+        for arguments, code in ((("umount", "x:\\"), 0), (("umount", "X:"), 3), (("umount", "/mnt"), 2)):
+            other = start(*arguments)
+            try:
+                assert other.ends(ENDS) == code, other.errors
+            finally:
+                other.finish()
+        assert drive.ends(ENDS) == 0, drive.errors
+        assert "WinFsp - Windows File System Proxy, Copyright (C) Bill Zissimopoulos" in drive.errors
+        assert "'cloudmount umount X:', or Ctrl-C here, ends it" in drive.errors
+        assert "Traceback" not in drive.errors
+    finally:
+        drive.finish()
+    assert console.json("status")["mounts"] == []
 
 
 def test_the_help_has_winfsps_notice() -> None:
