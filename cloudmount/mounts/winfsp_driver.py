@@ -134,13 +134,26 @@ def _operations(winfspy: Any) -> type[Operations]:
     """`Operations` as winfspy calls them."""
     from winfspy.operations import configure_file_info
 
-    ffi = winfspy.plumbing.ffi
+    ffi, lib = winfspy.plumbing.ffi, winfspy.plumbing.lib
     base = winfspy.BaseFileSystemOperations
 
     class Bound(Operations, winfspy.BaseFileSystemOperations):  # type: ignore[misc]  # winfspy has no types
         def __init__(self, *arguments: Any) -> None:
             base.__init__(self)
             Operations.__init__(self, *arguments)
+
+        def ll_open(
+            self, file_name: Any, create_options: int, granted_access: int, context: Any, file_info: Any
+        ) -> int:
+            """With the path as it is; winfspy's own leaves that out."""
+            status = base.ll_open(self, file_name, create_options, granted_access, context, file_info)
+            path = ffi.from_handle(context[0]).own_path if status == 0 else None
+            if path is not None:
+                told, name = lib.FspFileSystemGetOpenFileInfo(file_info), path.encode("utf-16-le")
+                if len(name) <= told.NormalizedNameSize:
+                    ffi.memmove(told.NormalizedName, name, len(name))
+                    told.NormalizedNameSize = len(name)
+            return int(status)
 
         def ll_flush(self, file_context: Any, file_info: Any) -> int:
             """That of the whole volume has no file."""

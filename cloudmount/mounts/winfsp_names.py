@@ -48,6 +48,8 @@ class Found:
     attr: Attr
     folders: tuple[Dir, ...]
     """Those on the way, the root first; a folder is its own last."""
+    path: str = ""
+    r"""As the drive shows it, in its own case: `\a\b`, the root's is empty."""
     linked: bool = False
 
     @property
@@ -162,7 +164,8 @@ class Names:
             node, linked = self._followed(folder, cast(Link, node)), True
             attr = node.attr()
         way = (*folder.folders, node) if is_dir(node) else folder.folders
-        return index.shown[name], Found(node, attr, way, linked)
+        called = index.shown[name]
+        return called, Found(node, attr, way, f"{folder.path}\\{called}", linked)
 
     def listing(self, folder: Found) -> list[tuple[str, Attr]]:
         """A folder as the drive shows it, in Windows' order."""

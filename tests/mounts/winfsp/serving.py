@@ -24,7 +24,7 @@ from tests.mounts.mounting import within
 from tests.mounts.serving import say, tree
 from tests.mounts.winfsp.machine import Machine
 from tests.mounts.winfsp.mounting import windows
-from tests.mounts.winfsp.volume import NtError
+from tests.mounts.winfsp.structures import NtError
 
 READERS = 8
 

@@ -24,17 +24,9 @@ from tests.mounts.mounting import within
 from tests.mounts.winfsp.bindings import winfspy_here
 from tests.mounts.winfsp.machine import Machine
 from tests.mounts.winfsp.mounting import Letters, windows
+from tests.mounts.winfsp.structures import READ, READ_ATTRIBUTES, NtError, rights
 from tests.mounts.winfsp.test_winfsp_conformance import refused
-from tests.mounts.winfsp.volume import (
-    CREATE,
-    DIRECTORY_FILE,
-    NAME_INVALID,
-    NON_DIRECTORY_FILE,
-    READ,
-    READ_ATTRIBUTES,
-    NtError,
-    rights,
-)
+from tests.mounts.winfsp.volume import CREATE, DIRECTORY_FILE, NAME_INVALID, NON_DIRECTORY_FILE
 from tests.trees.calls import MIB, Gate
 from tests.trees.memory_tree import MemoryDir, MemoryFile, MemoryLink, Pattern, Watched
 
@@ -81,6 +73,24 @@ def test_what_explorer_asks_for(letters: Letters, caplog: pytest.LogCaptureFixtu
     volume.close(folder)
     volume.close(root)
     assert "Unhandled" not in caplog.text
+
+
+def test_what_was_opened_is_told_in_its_own_case(letters: Letters) -> None:
+    names = ("Plan.Docx", "Örtlich ß", "ſ")
+    tree = MemoryDir({name: MemoryFile(name.encode()) for name in names})
+    volume = letters.mount(MemoryDir({"srv": MemoryDir({"One": tree, "latest": MemoryLink("One")})})).volume
+    for asked, told in (
+        ("\\", "\\"),
+        ("\\SRV", "\\srv"),
+        ("\\SRV\\LATEST\\plan.docx", "\\srv\\latest\\Plan.Docx"),
+        ("\\srv\\one\\Örtlich ß", "\\srv\\One\\Örtlich ß"),
+        ("\\srv\\one\\örtlich ß", "\\SRV\\ONE\\ÖRTLICH ß"),
+        ("\\srv\\one\\ſ", "\\srv\\One\\ſ"),
+        ("\\srv\\one\\S", "\\SRV\\ONE\\S"),
+    ):
+        file = volume.open(asked)
+        assert file.node.name == told
+        volume.close(file)
 
 
 def test_long_paths(letters: Letters) -> None:
