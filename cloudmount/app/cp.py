@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import itertools
 import os
 import stat
 import threading
@@ -26,9 +25,9 @@ from pathlib import Path
 from cloudmount.app.browsing import find_path
 from cloudmount.app.copyplan import CopyPlan, Placed, plan_copy
 from cloudmount.app.newfile import NewFile
-from cloudmount.app.restoredisk import write_all
 from cloudmount.app.select import Selected
-from cloudmount.app.unnameable import UNNAMEABLE, Unnameable
+from cloudmount.app.unnameable import TOO_LARGE, UNNAMEABLE, Unnameable
+from cloudmount.app.writing import write_content
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import CloudMountError, NoRoomError, StoreError, TargetExistsError, UsageError
 from cloudmount.nodes import Dir, File, Link, Node
@@ -38,10 +37,6 @@ from cloudmount.tree.inside import MadeFile
 from cloudmount.tree.snapshotdir import OpenedSnapshot
 
 THREADS = 16
-CHUNK = 1 << 20
-HOLE = 64 << 10
-"""Zeros of this length at a multiple of it are not written."""
-_ZEROS = bytes(HOLE)
 ENDING_SECONDS = 2.0
 """How long files being written get to take themselves away when a copy ends early."""
 
@@ -219,7 +214,7 @@ class _Copying:
             self._skip(file.path, f"{file.target} is there since, or has another's name but for case")
         except OSError as error:
             if error.errno == errno.EFBIG:
-                self._skip(file.path, f"{file.target}: the file system there holds no file as large as this")
+                self._skip(file.path, f"{file.target}: {TOO_LARGE}")
             elif error.errno in UNNAMEABLE:
                 self._skip(file.path, f"{file.target}: the file system there can't hold this name")
             else:
@@ -234,20 +229,17 @@ class _Copying:
             self._progress.total_bytes -= file.node.attr().size
 
     def _write(self, file: Placed[File], written: list[int]) -> None:
+        def wrote(length: int) -> None:
+            if self._stopped.is_set():
+                raise _Stopped
+            written[0] += length
+            with self._lock:
+                self._progress.done_bytes += length
+
         source = file.node.open()
         try:
             with NewFile(file.target) as new:
-                os.ftruncate(new.fd, source.size)
-                for extent in source.extents(0, source.size):
-                    for at in range(extent.offset, extent.end, CHUNK):
-                        if self._stopped.is_set():
-                            raise _Stopped
-                        length = min(CHUNK, extent.end - at)
-                        if extent.data:
-                            _write_sparse(new.fd, source.read_at(at, length), at)
-                        written[0] += length
-                        with self._lock:
-                            self._progress.done_bytes += length
+                write_content(new.fd, source, wrote)
                 # A disk holds secrets: its copy is for its owner, as restored ones are.
                 disk = isinstance(file.node, MadeFile)
                 mode = 0o600 if disk else 0o666 & ~self._umask
@@ -257,22 +249,6 @@ class _Copying:
                 new.name()
         finally:
             source.close()
-
-
-def _write_sparse(fd: int, data: bytes, at: int) -> None:
-    """Write `data`, but for stretches of zeros, which stay holes."""
-    view = memoryview(data)
-    begin = 0
-    edges = itertools.chain(range(-at % HOLE, len(data), HOLE), (len(data),))
-    low = 0
-    for high in edges:
-        if high - low == HOLE and view[low:high] == _ZEROS:
-            if begin < low:
-                write_all(fd, data[begin:low], at + begin)
-            begin = high
-        low = high
-    if begin < len(data):
-        write_all(fd, data[begin:], at + begin)
 
 
 def _keep(node: Node, place: Path | int, without_owner: int) -> None:

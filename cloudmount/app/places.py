@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def make_folders(environ: Mapping[str, str] = os.environ) -> None:
         with contextlib.suppress(OSError):
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free where `folder` lies, or would lie."""
+    there = Path(os.path.abspath(folder))
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
 
 
 def records_folder(environ: Mapping[str, str] = os.environ) -> Path:

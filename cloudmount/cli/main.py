@@ -45,11 +45,13 @@ COMMANDS = (
     "umount",
     "hydrate",
     "verify-local",
+    "preflight",
     "boot",
     "vms",
     "stop",
     "console",
     "nbd",
+    "hyperv",
     "service",
     "status",
 )

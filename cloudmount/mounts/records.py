@@ -74,3 +74,26 @@ def read_records(folder: Path) -> list[MountRecord]:
 def find_record(folder: Path, mountpoint: str) -> MountRecord | None:
     """The record of the mount at this path."""
     return next((r for r in read_records(folder) if r.mountpoint == mountpoint), None)
+
+
+def _asked(folder: Path, mountpoint: str) -> Path:
+    return _file(folder, mountpoint).with_suffix(".end")
+
+
+def ask_to_end(folder: Path, mountpoint: str, pid: int) -> None:
+    """Leave word for the process that serves a mount: it is to end. `OSError` when that can't be written."""
+    _asked(folder, mountpoint).write_text(str(pid))
+
+
+def asked_to_end(folder: Path, mountpoint: str, pid: int) -> bool:
+    """Whether somebody left word for this process."""
+    try:
+        return _asked(folder, mountpoint).read_text() == str(pid)
+    except (OSError, ValueError):
+        return False
+
+
+def forget_asked(folder: Path, mountpoint: str) -> None:
+    """Take such a word away."""
+    with contextlib.suppress(OSError):
+        _asked(folder, mountpoint).unlink(missing_ok=True)
