@@ -166,7 +166,7 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[st
     _tell_what_fails(vm, tell)
     _complete(vm, kept, tell)
     vm.write_definition()
-    return _Made(vm, _in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
+    return _Made(vm, in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
 
 
 def _made(
@@ -180,7 +180,7 @@ def _made(
     """A new VM."""
     snapshot = selected.snapshot
     kept = hardware_of(snapshot.summary)
-    disks = _in_order(opened.drive.opened(snapshot).disks, kept)
+    disks = in_order(opened.drive.opened(snapshot).disks, kept)
     if not disks:
         raise NotFoundError(f"{snapshot.machine}/{selected.folder} has no disks to start a machine from")
     _check_free(snapshot.id, environ)
@@ -213,7 +213,7 @@ def _made(
     return _Made(vm, disks, kept)
 
 
-def _in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
+def in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
     """The disks that the machine's file names, in its order, then the others."""
     named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
     first = list(dict.fromkeys(d for d in named if d is not None))
@@ -351,6 +351,7 @@ class _Run:
         if moment.ready and state.ready is None:
             state = state._replace(
                 ready=_now(),
+                ready_by=moment.ready_by,
                 seconds_to_ready=round(time.monotonic() - self._began, 2),
             )
         if state.qemu_pid != moment.qemu_pid:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloudmount.app.places import state_folder
+from cloudmount.boot.accelerator import Accelerator
 from cloudmount.boot.folder import VmFolder
 from cloudmount.boot.machine import Disk, Machine
 from cloudmount.boot.running import FAILED, POWERED_OFF, STOPPED
@@ -56,7 +57,7 @@ class State(NamedTuple):
     started: int
     qemu_pid: int
     qemu_started: int
-    accelerator: str
+    accelerator: Accelerator
     state: str
     stage: str
     since: str
@@ -65,6 +66,8 @@ class State(NamedTuple):
     seconds_to_ready: float | None
     fetched_bytes: int
     reads: int
+    ready_by: str = ""
+    """What told that it was ready (`running.Moment`)."""
 
 
 class Vm:

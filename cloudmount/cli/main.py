@@ -47,6 +47,7 @@ COMMANDS = (
     "hydrate",
     "verify-local",
     "boot",
+    "drill",
     "vms",
     "stop",
     "console",

@@ -137,17 +137,18 @@ def output_options(function: F) -> F:
     return decorated
 
 
-def repository_options(*, moves_data: bool = False) -> Callable[[F], F]:
-    """--repo and --passphrase-file (and --bandwidth); the command gets `common`."""
+def repository_options(*, moves_data: bool = False, asked: bool = False) -> Callable[[F], F]:
+    """--repo and --passphrase-file (and --bandwidth); the command gets `common`. `asked`: one that has
+    --from-kit, with which no --repo is an empty address."""
 
     def decorate(function: F) -> F:
         def wrapped(
             *args: Any, out: Output, repo: str | None, passphrase_file: str | None, **kwargs: Any
         ) -> Any:
-            if not repo:
+            if not repo and not (asked and kwargs["from_kit"]):
                 raise UsageError("which repository? give --repo or set CLOUDMOUNT_REPO")
             bandwidth = parse_bandwidth(kwargs.pop("bandwidth", None))
-            common = Common(out, repo, passphrase_file, bandwidth)
+            common = Common(out, repo or "", passphrase_file, bandwidth)
             try:
                 return function(*args, common=common, **kwargs)
             finally:
