@@ -14,9 +14,9 @@ demo:
 	@scripts/setup.sh demo
 	@$(PY) demo/run.py $(ARGS)
 
-# ARGS goes to pytest: make test ARGS="-k vhdx -x". A process for each core, each with whole files.
+# ARGS goes to pytest: make test ARGS="-k vhdx -x".
 test: setup lint
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@scripts/run_tests.sh $(ARGS)
 
 # The quick ones only: no mounts, servers, guests, processes, oracles or fault sweeps.
 unit: setup

@@ -19,6 +19,7 @@ MARKS = {
         "guest/test_children.py",
         "mounts/test_looking.py",
         "reader/test_diskcache.py",
+        "service/",
     ),
     "oracle": (
         "disks/test_readers_and_qemu.py",

@@ -15,7 +15,7 @@ import pytest
 
 from tests.wanlink import Address, WanLink
 
-SLACK = 0.15  # seconds a busy two-core machine may add
+SLACK = 3.0  # seconds a busy two-core machine may add
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def test_a_sender_feels_the_cap() -> None:
             start = time.monotonic()
             connection.sendall(bytes(4 << 20))
             sent = time.monotonic() - start
-            assert taken.wait(5)
+            assert taken.wait(20)
     assert sent > 0.25  # of 0.34 s on the line; unbounded buffers would take it in 0.01
 
 
@@ -204,7 +204,7 @@ def test_an_end_that_leaves_during_a_stall_is_noticed_after_it() -> None:
             link.stall()
         assert not left.wait(0.1)
         link.restore()
-        assert left.wait(5)
+        assert left.wait(20)
 
 
 def test_a_target_that_refuses_is_a_reset() -> None:
@@ -257,6 +257,6 @@ def test_the_program_obeys_its_standard_input() -> None:
                         connection.recv(1)
                 program.send_signal(signal.SIGTERM)
                 assert json.loads(program.stdout.readline()) == expected
-                assert program.wait(5) == 0
+                assert program.wait(20) == 0
             finally:
                 program.kill()

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, StoreError, UsageError
+from cloudmount.repo.bootpacks import damaged_boot_packs
 from cloudmount.repo.config import configs_agree
 from cloudmount.repo.damage import Damage, open_damage, write_damage
 from cloudmount.repo.datacheck import DataCheck, References
@@ -234,6 +235,9 @@ class _Check:
             self.notices.append(f"{error}; it is ignored, a boot may take longer")
         for error in damaged_proofs(self.repository):
             self.notices.append(f"{error}; it proves nothing, and is no damage to any backup")
+        whole = self.percent is not None and self.percent >= 100
+        for error in damaged_boot_packs(self.repository, whole=whole):
+            self.notices.append(f"{error}; it is not used, a boot may take longer")
 
     def _open(self, infos: Sequence[BlobInfo]) -> list[_Named]:
         """Every snapshot that opens, by machine and age, of its newest layout; what doesn't is damage."""

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cloudmount import __version__
-from cloudmount.app.boot import BootOptions, in_order
+from cloudmount.app.boot import BootOptions
 from cloudmount.app.drilldisks import MarkSearch, Opened, open_volumes
 from cloudmount.app.drillplace import DrillPlace, drill_place
 from cloudmount.app.drillreport import PNG, Facts, Report, Result, write_report
 from cloudmount.app.drillrun import Bandwidth, Seen, switched_on, watch
+from cloudmount.app.looking import in_order
 from cloudmount.app.machinefile import hardware_of
 from cloudmount.app.opening import looking_inside, open_repository
 from cloudmount.app.places import make_folders

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloudmount.app.places import cache_folder, connect, make_folders
+from cloudmount.app.places import cache_folder, connect, free_bytes, make_folders
 from cloudmount.blobs.retrying import TRANSFER, RetryPolicy
 from cloudmount.blobs.store import BlobStore
 from cloudmount.errors import NoRepositoryError, TargetExistsError
@@ -39,10 +38,7 @@ def disk_cache(folder: Path, limit: int, tell: Callable[[str], None]) -> SealedC
 
 def default_cache_bytes(folder: Path) -> int:
     """10 GiB, or a quarter of what is free where the cache lies."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    return min(MOST_CACHE, shutil.disk_usage(there).free // 4)
+    return min(MOST_CACHE, free_bytes(folder) // 4)
 
 
 def frames_folder(repository: Repository, environ: Mapping[str, str] = os.environ) -> Path:

@@ -1,6 +1,6 @@
 """Where things lie on this machine: caches, state, and a repository's address.
 
-Decided here and only here: the folders of `cli.md` (XDG), and how a store is wrapped
+Decided here and only here: the folders of `cli.md`, and how a store is wrapped
 for what is to be done. Pure but for the environment.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,26 +17,17 @@ from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.limited import LimitedStore
 from cloudmount.blobs.retrying import TRANSFER, RetryingStore, RetryPolicy
 from cloudmount.blobs.store import BlobStore
-
-
-def _folder(variable: str, default: str, environ: Mapping[str, str]) -> Path:
-    if sys.platform == "win32":
-        base = environ.get(variable) or environ.get("LOCALAPPDATA") or os.path.expanduser("~")
-    else:
-        base = environ.get(variable, "")
-        if not os.path.isabs(base):  # the XDG specification: a relative one is ignored
-            base = os.path.join(os.path.expanduser("~"), default)
-    return Path(base) / "cloudmount"
+from cloudmount.system import kept_below
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Caches and traces: losing them costs time only."""
-    return _folder("XDG_CACHE_HOME", ".cache", environ)
+    return Path(kept_below("XDG_CACHE_HOME", ".cache", environ)) / "cloudmount"
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """The rest that is kept; nothing there is needed to restore."""
-    return _folder("XDG_STATE_HOME", os.path.join(".local", "state"), environ)
+    return Path(kept_below("XDG_STATE_HOME", os.path.join(".local", "state"), environ)) / "cloudmount"
 
 
 def make_folders(environ: Mapping[str, str] = os.environ) -> None:
@@ -45,6 +36,14 @@ def make_folders(environ: Mapping[str, str] = os.environ) -> None:
         with contextlib.suppress(OSError):
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free where `folder` lies, or would lie."""
+    there = Path(os.path.abspath(folder))
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
 
 
 def records_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cloudmount.errors import TargetExistsError
+from cloudmount.system import OPEN
 
 NAME = ".cloudmount-restore"
 
@@ -58,7 +59,7 @@ class RestoreJournal:
         return True
 
     def __enter__(self) -> Self:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OPEN, 0o600)
         if not self.found:
             self._write({"restore": self._what})
         return self

@@ -27,9 +27,12 @@ IDE_DISKS = 4
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A disk to be attached; `path`, relative to the VM's folder or absolute, is its raw image, only read.
+    """A disk to be attached; `path` is its raw image: relative to the VM's folder (on the drive), or
+    absolute (a disk of this computer's).
 
-    `size` and sectors in bytes. `bootable`: whether it looks like one that starts the machine.
+    `size` and sectors in bytes. `bootable`: whether it looks like one that starts the machine. `overlay`:
+    whether what the guest writes goes into an overlay, and the image is only read; else it goes into the
+    image.
     """
 
     path: str
@@ -38,6 +41,12 @@ class Disk:
     physical_sector: int = 512
     bus: Bus = "ide"
     bootable: bool = False
+    overlay: bool = True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is read from this computer, and from nowhere else."""
+        return os.path.isabs(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +84,20 @@ def pauses(bus: Bus) -> bool:
     return bus != "nvme"
 
 
-def default_memory() -> int:
-    """4 GiB, or half of this computer's memory where that is less."""
+def memory_here() -> int:
+    """Bytes of this computer's memory."""
     try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
-        there = MOST_MEMORY
+        return 2 * MOST_MEMORY
+
+
+def default_memory(there: int | None = None) -> int:
+    """4 GiB, or half of a computer's memory (this one's, unless told) where that is less."""
+    there = memory_here() if there is None else there
     return max(LEAST_MEMORY, min(MOST_MEMORY, there // 2)) // MIB * MIB
 
 
-def default_cpus() -> int:
-    """As many as this computer has, at most four."""
-    return min(MOST_CPUS, os.cpu_count() or 1)
+def default_cpus(there: int | None = None) -> int:
+    """As many as a computer (this one, unless told) has, at most four."""
+    return min(MOST_CPUS, there or os.cpu_count() or 1)

@@ -17,7 +17,7 @@ _NOTHING: dict[str, Any] = dict.fromkeys(("stage", "seconds_to_ready", "report",
 
 
 @click.command(short_help="Prove that a machine's newest backup boots.")
-@repository_options(moves_data=True, asked=True)
+@repository_options(moves_data=True, optional=True)
 @click.option(
     "--from-kit", is_flag=True, help="Use nothing but the address and the 24 words; both are asked for."
 )
@@ -47,7 +47,8 @@ def command(common: Common, from_kit: bool, ready: str | None, timeout: float, m
     program()
     program("qemu-img")
     out = common.out
-    address = common.address or ask_line("Address of the repository: ")
+    address = common.address if common.address or from_kit else common.needed_address()
+    address = address or ask_line("Address of the repository: ")
     passphrase = _from_kit(common) if from_kit else common.passphrase()
     tell_logs(out, dated=False)
     from cloudmount.app.drill import drill

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cloudmount.errors import UnreadableInputError, UsageError
+from cloudmount.system import text_of_file
 
 VARIABLE = "CLOUDMOUNT_PASSPHRASE"
 LONGEST = 64 << 10
@@ -39,8 +40,8 @@ def _from_file(file: str) -> str:
         raise UnreadableInputError(f"the passphrase file {file} can't be read: {why}") from None
     if len(data) > LONGEST:
         raise UnreadableInputError(f"{file} is longer than any passphrase: is it the right file?")
-    data = data.removesuffix(b"\r\n") if data.endswith(b"\r\n") else data.removesuffix(b"\n")
-    return os.fsdecode(data)
+    text = text_of_file(data)
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def ask(prompt: str = "Passphrase or recovery phrase: ") -> str:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-STANDARD, ATTRIBUTE_LIST, FILE_NAME, DATA = 0x10, 0x20, 0x30, 0x80
+STANDARD, ATTRIBUTE_LIST, FILE_NAME, VOLUME_INFORMATION, DATA = 0x10, 0x20, 0x30, 0x70, 0x80
 INDEX_ROOT, INDEX_ALLOCATION, BITMAP, REPARSE_POINT = 0x90, 0xA0, 0xB0, 0xC0
 COMPRESSED, ENCRYPTED, SPARSE = 0x0001, 0x4000, 0x8000
 RECORD_MASK = (1 << 48) - 1
@@ -100,6 +100,13 @@ class Record:
             raise ValueError("a file without its standard information")
         time: int = struct.unpack_from("<q", found[0].value, 8)[0]
         return time
+
+    @property
+    def dirty(self) -> bool:
+        """Of the volume's own file: whether it was marked to be checked."""
+        found = self._of(VOLUME_INFORMATION)
+        value = (found[0].value or b"") if found else b""
+        return len(value) > 10 and bool(value[10] & 1)
 
     @property
     def reparse(self) -> bytes | None:

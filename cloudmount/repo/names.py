@@ -13,6 +13,7 @@ from typing import NamedTuple
 CONFIG, CONFIG_COPY = "config", "config.copy"
 PACKS, MAPS, INDEX, SNAPSHOTS, DAMAGE = "packs/", "maps/", "index/", "snapshots/", "damage/"
 TRACES, PROOFS = "traces/", "proofs/"
+BOOT_PACKS = "boot/"
 _MAX_SEQUENCE, _MAX_TIME = 2**64 - 1, 2**40 - 1
 _MAX_GENERATION = 2**32 - 1
 _KEY = "([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{32})"
@@ -43,6 +44,16 @@ def traces_of(tag: str) -> str:
 def trace_prefix(tag: str, seconds: int) -> str:
     """What the name of a trace made at this time (whole seconds since 1970 UTC) begins with."""
     return f"{traces_of(tag)}{_MAX_TIME - seconds:010x}-"
+
+
+def boot_packs_of(tag: str) -> str:
+    """What the names of a machine's boot packs begin with; they sort newest first."""
+    return f"{BOOT_PACKS}{tag}/"
+
+
+def boot_pack_prefix(tag: str, seconds: int) -> str:
+    """What the name of a boot pack made at this time (whole seconds since 1970 UTC) begins with."""
+    return f"{boot_packs_of(tag)}{_MAX_TIME - seconds:010x}-"
 
 
 class ProofName(NamedTuple):

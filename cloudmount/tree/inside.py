@@ -34,7 +34,6 @@ _MOST_LABEL = 100
 _LOOKING = 4
 """Partitions looked at together."""
 _EXTENDED = ("0x05", "0x0f", "0x85")
-_IN_USE = "its journal was not empty: what was written last may be missing or old"
 
 log = logging.getLogger("cloudmount.tree")
 
@@ -138,7 +137,7 @@ class Inside:
             )
         if problems:
             text = "".join(f"{p}\n" for p in problems)
-            log.warning("%s: partition table: %s", disk.path, "; ".join(problems))
+            self._opened.drive.tell(f"{disk.path}: partition table: {'; '.join(problems)}")
             children[PROBLEMS] = self._text(PROBLEMS, f"The partition table of this disk:\n{text}")
         return children
 
@@ -149,19 +148,19 @@ class Inside:
         where = f"{self._disk.path}, partition {partition.number}"
         source = _Part(disk, partition)
         found = found or recognise(source, partition)
-        label, volume, in_use = "", None, False
+        label, volume, warning = "", None, ""
         if found.parser is not None:
             drive = self._opened.drive
-            volume = Volume(drive.parsers, source, found.parser, where, drive.folders)
+            volume = Volume(drive.parsers, source, found.parser, where, drive.folders, drive.tell)
             try:
-                label, in_use = volume.label, volume.in_use
+                label, warning = volume.label, volume.warning
             except UnreadableInputError as error:
                 log.warning("%s", error)  # its folder tells it to who opens it
         name = partition_name(partition, label, found)
-        note = found.what + (f"; {_IN_USE}" if in_use else "")
+        note = found.what + (f"; {warning}" if warning else "")
         if volume is not None:
-            if in_use:
-                log.warning("%s: %s", where, _IN_USE)
+            if warning:
+                self._opened.drive.tell(f"{where}: {warning}")
             number = partition.number
             guest = Guest(
                 volume,

@@ -228,7 +228,7 @@ class StoreConformance:
         for ask in asks:
             with pytest.raises(StoreTimeoutError):
                 ask()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 15
         assert [blob.name for blob in store.list("")] == ["there"]
 
     def test_far_deadlines_change_nothing(self, store: BlobStore) -> None:

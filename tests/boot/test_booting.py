@@ -152,6 +152,13 @@ def test_a_dead_link_is_a_pause(console: Console, tmp_path: Path, azurite: Azuri
             assert serial.expect(r"[^\n]\n")[0] == letter(10)
             until(lambda: the_vm(console)["state"] == "running", 5, "that it runs")
             assert serial.ask("r") == letter(11)
+            link.cut()
+            serial.send("rrr")
+            until(lambda: the_vm(console)["state"].startswith("paused: "), 30, "the pause")
+            link.restore()
+            answers = "".join(f"{letter(n)}\n" for n in (12, 13, 14))
+            assert serial.expect(r"(?:[^\n]\n){3}") == answers
+            until(lambda: the_vm(console)["state"] == "running", 30, "that it runs")
             link.stall()
             serial.send("r")
             until(lambda: the_vm(console)["state"].startswith("paused: "), 8, "the pause")

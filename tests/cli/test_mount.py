@@ -56,7 +56,7 @@ def test_in_the_background(console: Console, drive: Path, source: Path) -> None:
         time.sleep(0.2)
     began = time.monotonic()
     assert console.json("umount", str(drive))["mountpoint"] == str(drive)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 15
     assert console.json("status")["mounts"] == []
     console.run("umount", str(drive), code=3)
     stat = Path(f"/proc/{told['pid']}/stat")  # ended, if perhaps not yet buried by its new parent

@@ -35,6 +35,7 @@ OPTIONS = {
     "umount": OUTPUT,
     "hydrate": STORE | OUTPUT | MOVES | {"--to", "--format"},
     "verify-local": OUTPUT,
+    "preflight": STORE | OUTPUT | MOVES | {"--hydrate-to"},
     "boot": STORE | OUTPUT | MOVES
     | {"--resume", "--memory", "--cpus", "--network", "--bus", "--firmware", "--hydrate-to", "--ready",
        "--timeout", "--foreground"},
@@ -43,8 +44,16 @@ OPTIONS = {
     "stop": OUTPUT | {"--timeout", "--delete"},
     "console": OUTPUT,
     "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
+    "hyperv": set(),
+    "service": STORE | OUTPUT | MOVES
+    | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--hydrate-to",
+       "--credentials", "--fstab", "--root"},
     "status": OUTPUT,
 }  # fmt: skip
+HYPERV = {
+    "boot": STORE | OUTPUT | MOVES | {"--via", "--output"},
+    "preflight": OUTPUT | {"--output", "--read"},
+}
 SNAPSHOT = {"id", "machine", "time", "disks", "files", "consistent", "proved"}
 EXIT_CODES = {
     "CloudMountError": 1, "UsageError": 2, "NotFoundError": 3, "DamagedError": 4, "StoreError": 5,
@@ -67,13 +76,25 @@ def test_commands() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name: str) -> None:
-    options = [p for p in _command(name).params if isinstance(p, click.Option)]
+    command = _command(name)
+    below = command.commands.values() if isinstance(command, click.Group) else [command]
+    options = [p for c in below if not c.hidden for p in c.params if isinstance(p, click.Option)]
     found = {o for option in options for o in option.opts}
     assert found == OPTIONS[name]
     assert all((option.help or "").endswith((".", "]")) for option in options)
     for text in found:
         assert re.search(rf"[`\[ ]{text}\b", PROMISE), f"docs/cli.md does not tell of {text}"
     assert f"| `{name}" in PROMISE
+
+
+@pytest.mark.parametrize("name", HYPERV)
+def test_options_of_hyperv(name: str) -> None:
+    group = _command("hyperv")
+    assert isinstance(group, click.Group) and set(group.commands) == set(HYPERV)
+    options = [p for p in group.commands[name].params if isinstance(p, click.Option)]
+    assert {o for option in options for o in option.opts} == HYPERV[name]
+    assert all((option.help or "").endswith((".", "]")) for option in options)
+    assert f"| `hyperv {name}" in PROMISE
 
 
 def test_exit_codes() -> None:
@@ -122,6 +143,7 @@ def test_json_keys(tmp_path: Path, source: Path) -> None:
     assert {"files", "bytes", "fetched_bytes", "seconds"} <= done.keys()
     (copy,) = Path(copies).glob("srv/*/disk.vhdx")
     assert {"ok", "bytes", "damage"} <= console.json("verify-local", str(copy)).keys()
+    assert {"ok", "findings"} <= console.json("preflight", "srv").keys()
     checked = console.json("check", "--read-data", "50")
     assert {"ok", "damage"} <= checked.keys()
     assert {"mounts", "hydrations", "vms"} <= console.json("status").keys()

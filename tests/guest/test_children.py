@@ -178,7 +178,7 @@ def test_a_hang_costs_one_error(pool: Callable[..., Children], image: Path) -> N
     began = time.monotonic()
     with pytest.raises(UnreadableInputError, match=r"it said nothing for 0\.6 s"):
         read(opened)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert gone(pid)
     children._thinking = 40
     assert read(opened) == bytes([7]) * 100_000
@@ -192,8 +192,8 @@ def test_a_slow_store_is_not_a_hang(pool: Callable[..., Children], image: Path) 
         children, image, Watched(RawDisk(image), lambda *_: time.sleep(slow.pop() if slow else 0))
     )
     assert opened.root == 2
-    children._thinking = 1.0
-    slow.append(1.8)
+    children._thinking = 3.0
+    slow.append(4.0)
     assert read(opened) == bytes([7]) * 100_000
     assert children.started == 1
     opened.close()
@@ -250,7 +250,7 @@ def test_lies(pool: Callable[..., Children], image: Path, lie: str, monkeypatch:
     began = time.monotonic()
     with pytest.raises(UnreadableInputError, match=r"e\.img"):
         assert opened.root
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 18
     opened.close()
 
 
@@ -376,3 +376,39 @@ def test_children_end_with_their_parent(image: Path) -> None:
         assert parent.stdout is not None
         parent.stdout.close()
     assert within(5, lambda: gone(pids[0]))
+
+
+_SPINS = """
+import sys; sys.path[:] = sys.argv[3:]
+from cloudmount.guest import confine, ext, worker
+confine.CALL_SECONDS = 1
+sound = ext.ExtVolume.read
+def read(self, number, offset, length):
+    while self._inode(number).size == 99:
+        pass
+    return sound(self, number, offset, length)
+ext.ExtVolume.read = read
+worker.main(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+def test_what_makes_a_parser_spin_is_tried_once(
+    pool: Callable[..., Children], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails at once from then on, and nothing else does."""
+    monkeypatch.setattr(processes, "_START", _SPINS)
+    (tmp_path / "source").mkdir()
+    for name, length in (("bad", 99), ("good", 98)):
+        (tmp_path / "source" / name).write_bytes(name.encode() * 25)
+        os.truncate(tmp_path / "source" / name, length)
+    children = pool()
+    opened = volume(children, make_ext(tmp_path / "e.img", 4 * MIB, tmp_path / "source"))
+    with pytest.raises(UnreadableInputError, match="one call took too much processor time"):
+        read(opened, "bad")
+    started = children.started
+    for _ in range(20):
+        with pytest.raises(UnreadableInputError, match="too much processor time; it is not tried again"):
+            read(opened, "bad")
+    assert children.started <= started + 1  # its name is looked up by another one
+    assert len(read(opened, "good")) == 98
+    opened.close()

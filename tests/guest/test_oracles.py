@@ -124,6 +124,7 @@ def test_ext(tmp_path: Path, children: Children, kind: str, block: str) -> None:
     found = ours(volume)
     assert found.pop("lost+found").kind == "dir"
     expected = theirs(source)
+    expected["pipe"] = replace(expected["pipe"], digest="unreadable: a named pipe: it has no content")
     for path, target in (("deep/absolute", "../Users/Public"),):
         expected[path] = replace(expected[path], digest=target)
     for path, seen in expected.items():  # mke2fs keeps whole seconds, of 32 bits
@@ -160,10 +161,10 @@ def test_ext4_as_the_kernel_leaves_it(tmp_path: Path, children: Children) -> Non
     assert content == expected.read_bytes()
     assert content.rstrip(b"\0") == b"allocated" * 3000
     assert found["late"].mtime_ns == 5_000_000_000 * 10**9 + (0x75BCD151 >> 2)
-    for name, why in (("secret", "encrypted"), ("inline", "kept in its inode")):
-        with pytest.raises(UnreadableInputError, match=why):
-            volume.open(found[name])
-        with pytest.raises(UnreadableInputError, match=why):  # the parser itself refuses it too
+    with pytest.raises(UnreadableInputError, match="encrypted"):
+        volume.open(found["secret"])
+    for name, why in (("secret", "encrypted"), ("inline", "kept in an inode is too short")):
+        with pytest.raises(UnreadableInputError, match=why):  # the parser itself refuses both
             volume.read(found[name].number, 0, 10)
     volume.close()
 

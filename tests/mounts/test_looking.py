@@ -81,7 +81,7 @@ def test_what_can_not_be_taken(tmp_path: Path) -> None:
 def test_a_program_that_does_not_end(tmp_path: Path) -> None:
     began = time.monotonic()
     assert run_for(["sleep", "60"], 0.3) == "sleep did not end within 0.3 s"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert run_for(["true"], 5) is None
     assert run_for(["sh", "-c", "echo this is why >&2; exit 3"], 5) == "this is why"
     assert run_for(["sh", "-c", "exit 3"], 5) == "exit code 3"
@@ -110,13 +110,13 @@ def test_a_place_inside_what_hangs(
             began = time.monotonic()
             with pytest.raises(CloudMountError, match="does not answer: the file system it lies on hangs"):
                 look(str(hanging.path / "d" / "x" / "drive"))
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 20
             began = time.monotonic()
             assert look(str(hanging.path / "d" / "x")).errno is None
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 20
             drive = processes.drive(at=hanging.path / "d" / "x")
             assert "does not answer" in drive.until("error")
-            assert drive.ends(5) == 1
+            assert drive.ends(15) == 1
         finally:
             stuck.gate.open.set()
 
@@ -148,7 +148,7 @@ def test_a_link_to_a_folder(processes: Processes, tmp_path: Path) -> None:
     again = processes.drive(at=tmp_path / "link")
     assert "mounted at" in again.until("error")
     drive.process.terminate()
-    assert drive.ends(5) == 0
+    assert drive.ends(15) == 0
     assert os.listdir(processes.at) == []
 
 
@@ -159,7 +159,7 @@ def test_the_folder_of_a_killed_drive(processes: Processes, again: bool) -> None
     drive = processes.up()
     assert [r.made for r in read_records(processes.records)] == [True]
     drive.process.kill()
-    drive.process.wait(5)
+    drive.process.wait(15)
     if again:
         drive = processes.drive()
         drive.until("ready")
@@ -172,7 +172,7 @@ def test_the_folder_of_a_killed_drive(processes: Processes, again: bool) -> None
     assert done.returncode == 0, done.stderr
     assert ("killed" in done.stdout) is not again
     if again:
-        assert drive.ends(5) == 0
+        assert drive.ends(15) == 0
     assert not processes.at.exists()
     assert read_records(processes.records) == []
 
@@ -201,7 +201,7 @@ def test_a_process_ends_also_when_its_store_does_not(processes: Processes, by: s
         drive.process.terminate()
     else:
         subprocess.run(["fusermount3", "-u", processes.at], check=True)
-    assert drive.ends(5) == 0
+    assert drive.ends(15) == 0
     assert time.monotonic() - began < 5
     assert within(1, lambda: not processes.at.exists())
 

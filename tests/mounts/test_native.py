@@ -130,7 +130,7 @@ def test_a_hit_does_not_wait_for_misses(drive: Callable[[Dir], Mounted]) -> None
             began = time.monotonic()
             for offset in range(0, BLOCK, 4096):
                 assert read(offset, 4096) == Pattern(64 * MIB, 1).read_at(offset, 4096)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 20
         finally:
             gate.open.set()
         assert [m.result() for m in misses] == [

