@@ -98,7 +98,8 @@ def drill(
             )
         looking.look(vm)
         assert looking.snapshot is not None
-        Sightings(looking.repository, environ).saw(looking.snapshot)
+        if text.removesuffix("/latest") == looking.snapshot.machine:  # else an older one was meant
+            Sightings(looking.repository, environ).saw(looking.snapshot)
         facts = _facts(vm, seen, looking, ready, clock, int((time.monotonic() - began) * 1000))
         screenshot = _screenshot(vm)
         proof = _keep(looking.repository, looking.snapshot, facts, screenshot, tell, environ)
@@ -156,9 +157,11 @@ class _Looking:
         return store.snapshot() if isinstance(store, CountingStore) else Counts()
 
     def peek(self, vm: Vm) -> list[Mark]:
-        """The marks on the disks of a machine that runs."""
+        """The marks on the disks of a machine that runs; none where a pattern was stated: it counts alone."""
         with contextlib.suppress(CloudMountError):
-            return self._opened(vm).found()
+            search = self._opened(vm)
+            if self.snapshot is not None and hardware_of(self.snapshot.summary).ready is None:
+                return search.found()
         return []
 
     def look(self, vm: Vm) -> None:
