@@ -68,12 +68,9 @@ def drill_place(environ: Mapping[str, str], tell: Callable[[str], None]) -> Iter
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         _clear(root, environ, tell)
-        path = Path(tempfile.mkdtemp(prefix="drill-", dir=root))
-        held = locked_file(path / _LOCK)
+        path, held = _made(root)
     except OSError as error:
         raise CloudMountError(f"{root}: no place for a drill can be made: {error.strerror}") from None
-    if held is None:
-        raise CloudMountError(f"{path} was taken by another drill; try again")
     place = DrillPlace(path, environ)
     try:
         yield place
@@ -82,6 +79,16 @@ def drill_place(environ: Mapping[str, str], tell: Callable[[str], None]) -> Iter
             place.remove()
         finally:
             os.close(held)
+
+
+def _made(root: Path) -> tuple[Path, int]:
+    """A new folder, and its lock. Another drill may take it for a left one before it is locked."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix="drill-", dir=root))
+        with contextlib.suppress(FileNotFoundError):
+            held = locked_file(path / _LOCK)
+            if held is not None:
+                return path, held
 
 
 def _clear(root: Path, environ: Mapping[str, str], tell: Callable[[str], None]) -> None:
