@@ -209,6 +209,7 @@ class VmRun:
         if moment.ready and state.ready is None:
             state = state._replace(
                 ready=_now(),
+                ready_by=moment.ready_by,
                 seconds_to_ready=round(time.monotonic() - self._began, 2),
             )
         if state.qemu_pid != moment.qemu_pid:
