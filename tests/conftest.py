@@ -20,6 +20,7 @@ MARKS = {
         "mounts/test_looking.py",
         "reader/test_diskcache.py",
         "service/",
+        "windows/test_stage.py",
     ),
     "oracle": (
         "disks/test_readers_and_qemu.py",

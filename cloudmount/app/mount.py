@@ -58,6 +58,11 @@ def _driver(name: str | None) -> tuple[str, Driver]:
 
 def drive_ready() -> None:
     """`CloudMountError` naming what is missing on this computer before a drive can be put up."""
+    if letters.WINDOWS:
+        from cloudmount.mounts.winfsp_driver import require
+
+        require()
+        return
     host.require(allow_other=False)
     if _driver(None)[0] == "refuse":
         libfuse.load()

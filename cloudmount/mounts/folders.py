@@ -42,9 +42,11 @@ class FolderSite:
     def attached(self, drive: Drive) -> None:
         """The kernel knows where it is."""
 
-    def there(self) -> bool:
-        """Whether it is mounted."""
+    def stays(self) -> bool:
+        """Until it is unmounted."""
         return ours(self.path)
+
+    there = stays
 
     def detach(self, *, lazy: bool) -> str | None:
         """By fusermount3."""

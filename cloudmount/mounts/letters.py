@@ -25,8 +25,9 @@ from cloudmount.mounts.records import (
     forget_asked,
     remove_record,
 )
+from cloudmount.system import WINDOWS
 
-WINDOWS = os.name == "nt"
+__all__ = ["WINDOWS", "LetterSite", "letter", "unmount"]
 
 
 class _Unmountable(Protocol):
@@ -64,14 +65,19 @@ class LetterSite:
         """Remembered, to end it."""
         self._drive = cast(_Unmountable, drive)
 
-    def there(self) -> bool:
+    def stays(self) -> bool:
         """Until `unmount` asked this process."""
         return not asked_to_end(self._records, self.path, os.getpid())
 
+    def there(self) -> bool:
+        """As long as nobody detached it."""
+        return self._drive is not None
+
     def detach(self, *, lazy: bool) -> str | None:
         """Never waits for what hangs, so always works."""
-        if self._drive is not None:
-            self._drive.unmount()
+        drive, self._drive = self._drive, None
+        if drive is not None:
+            drive.unmount()
         return None
 
     def leave(self) -> None:

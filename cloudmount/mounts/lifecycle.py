@@ -121,7 +121,7 @@ def serve(
             )
             write_record(records, record)
             ready(path)
-            while not (stop.wait(0.25) or ended.is_set()) and site.there():
+            while not (stop.wait(0.25) or ended.is_set()) and site.stays():
                 pass
             staying(stop)
         finally:

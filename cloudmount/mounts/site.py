@@ -1,7 +1,7 @@
 """Where a drive is put up: what the life of a drive (`lifecycle`) asks of the place.
 
-Decided here and only here: that interface. `folders` has FUSE's, `letters` Windows'. Threading: `there` and
-`detach` on any thread, the rest on the main one.
+Decided here and only here: that interface. `folders` has FUSE's, `letters` Windows'. Threading: on
+the main thread.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ class Site(Protocol):
     def attached(self, drive: Drive) -> None:
         """The drive is there now."""
 
+    def stays(self) -> bool:
+        """False once somebody unmounted it from outside, or asked for that."""
+
     def there(self) -> bool:
-        """Whether it is to stay: nobody unmounted it from outside, or asked for that."""
+        """Whether there is something to detach."""
 
     def detach(self, *, lazy: bool) -> str | None:
         """Unmount it; None when that worked, else why not. `lazy` also while it is in use."""

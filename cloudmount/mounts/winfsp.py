@@ -5,10 +5,6 @@ look sparse), and that nothing can be written: an open that was granted any righ
 is every call that changes something (WinFsp enforces neither, and lets the kernel's own opens past
 descriptors).
 
-WinFsp has one cache for a path in whatever case, for as long as a handle to it is open. So a file that is
-open stays what it was for whoever opens it too, though `latest` moved on meanwhile: the bytes of two
-snapshots never mix. That is told once.
-
 winfspy copies whatever `read` returns into the driver's buffer, unchecked: reads are clamped, and what
 comes must be as long as was asked. Its `open` loses a handle when `get_file_info` fails after it, and
 `close` when it raises: neither does here.
@@ -22,19 +18,17 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import logging
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 from cloudmount.errors import CloudMountError
 from cloudmount.mounts import ntstatus
 from cloudmount.mounts.bounded import Bounded, EndedError
 from cloudmount.mounts.driver import Space
 from cloudmount.mounts.failures import Failures
-from cloudmount.mounts.openfiles import OpenFile
+from cloudmount.mounts.winfsp_handles import Handle, Pins
 from cloudmount.mounts.winfsp_names import Found, Names
-from cloudmount.nodes import Attr, Dir, File, Kind
+from cloudmount.nodes import Attr, Dir, Kind
 from cloudmount.winnames import fold
 
 ATTRIBUTE_READONLY = 0x1
@@ -55,7 +49,6 @@ LABEL = "CloudMount"
 _EPOCH = 116_444_736_000_000_000
 """1970 as a FILETIME, which counts 100 ns from 1601."""
 
-log = logging.getLogger("cloudmount.mounts")
 T = TypeVar("T")
 
 
@@ -84,95 +77,6 @@ def file_info(attr: Attr) -> dict[str, int]:
         "change_time": when,
         "index_number": attr.inode,
     }
-
-
-class Handle:
-    """What one open of a file or folder stands for, until its `close`."""
-
-    __slots__ = ("_closed", "_file", "_lock", "entries", "found", "path", "pinned")
-
-    def __init__(self, path: str, found: Found) -> None:
-        self.path, self.found = path, found
-        self.entries: list[tuple[str, Attr]] = []
-        self.pinned = False
-        self._lock = threading.Lock()
-        self._file: OpenFile | None = None
-        self._closed = False
-
-    @property
-    def attr(self) -> Attr:
-        """As it was when opened."""
-        return self.found.attr
-
-    def held(self) -> OpenFile:
-        """Its content, opened by the first who needs it; `came_back` of it must follow."""
-        with self._lock:
-            if self._file is not None:
-                self._file.abandoned()
-                return self._file
-        file = OpenFile(cast(File, self.found.node).open())  # this may hang; the lock may not
-        kept = self._kept(file)
-        if kept is not file:
-            file.release()
-        if kept is None:
-            raise CloudMountError(f"{self.path} was closed while it was opened")
-        return kept
-
-    def _kept(self, file: OpenFile) -> OpenFile | None:
-        """That, or what another thread opened meanwhile; None when it was closed."""
-        with self._lock:
-            if self._closed:
-                return None
-            if self._file is None:
-                self._file = file
-            self._file.abandoned()
-            return self._file
-
-    def release(self) -> None:
-        """No more is asked of it."""
-        with self._lock:
-            file, self._file, self._closed = self._file, None, True
-        if file is not None:
-            file.release()
-
-
-class Pins:
-    """Files that are open, by path: each stays what it is until the last handle to it is closed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pins: dict[str, tuple[Found, int]] = {}
-        self._told: set[str] = set()
-
-    def get(self, path: str) -> Found | None:
-        """What is open under this path."""
-        with self._lock:
-            pin = self._pins.get(fold(path))
-        return pin[0] if pin is not None else None
-
-    def take(self, path: str, found: Found) -> Found:
-        """One handle more; what it is to be a handle of."""
-        key = fold(path)
-        with self._lock:
-            pinned, count = self._pins.get(key, (found, 0))
-            self._pins[key] = (pinned, count + 1)
-            moved = pinned.attr.inode != found.attr.inode and key not in self._told
-            if moved:
-                self._told.add(key)
-        if moved:
-            log.warning("%s: stays what it was as long as a program has it open; a newer one is there", path)
-        return pinned
-
-    def release(self, path: str) -> None:
-        """One handle less."""
-        key = fold(path)
-        with self._lock:
-            pinned, count = self._pins[key]
-            if count > 1:
-                self._pins[key] = (pinned, count - 1)
-            else:
-                del self._pins[key]
-                self._told.discard(key)
 
 
 class Operations:
@@ -246,6 +150,8 @@ class Operations:
             if pinned is None:
                 raise
             found = pinned  # it went, or can't be asked for; who has it open has it still
+        if pinned is not None and found.is_dir:
+            found = pinned
         if found.is_dir and options & OPTION_NON_DIRECTORY:
             raise _Answer(ntstatus.FILE_IS_A_DIRECTORY)
         if not found.is_dir and options & OPTION_DIRECTORY:

@@ -68,8 +68,9 @@ def descriptor(account: str | None, *, everyone: bool) -> str:
 
 def account_sid(run: Callable[..., Any] = subprocess.run) -> str | None:
     """The SID of who runs this, from Windows' own whoami; None when it doesn't tell."""
+    program = os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "whoami.exe")
     try:
-        done = run(["whoami", "/user", "/fo", "csv", "/nh"], capture_output=True, timeout=10, check=False)
+        done = run([program, "/user", "/fo", "csv", "/nh"], capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(rb'"(S-1-[0-9]+(?:-[0-9]+)+)"\s*\Z', done.stdout)
@@ -133,13 +134,26 @@ def _operations(winfspy: Any) -> type[Operations]:
     """`Operations` as winfspy calls them."""
     from winfspy.operations import configure_file_info
 
-    ffi = winfspy.plumbing.ffi
+    ffi, lib = winfspy.plumbing.ffi, winfspy.plumbing.lib
     base = winfspy.BaseFileSystemOperations
 
     class Bound(Operations, winfspy.BaseFileSystemOperations):  # type: ignore[misc]  # winfspy has no types
         def __init__(self, *arguments: Any) -> None:
             base.__init__(self)
             Operations.__init__(self, *arguments)
+
+        def ll_open(
+            self, file_name: Any, create_options: int, granted_access: int, context: Any, file_info: Any
+        ) -> int:
+            """With the path as it is; winfspy's own leaves that out."""
+            status = base.ll_open(self, file_name, create_options, granted_access, context, file_info)
+            path = ffi.from_handle(context[0]).own_path if status == 0 else None
+            if path is not None:
+                told, name = lib.FspFileSystemGetOpenFileInfo(file_info), path.encode("utf-16-le")
+                if len(name) <= told.NormalizedNameSize:
+                    ffi.memmove(told.NormalizedName, name, len(name))
+                    told.NormalizedNameSize = len(name)
+            return int(status)
 
         def ll_flush(self, file_context: Any, file_info: Any) -> int:
             """That of the whole volume has no file."""

@@ -10,9 +10,9 @@ Decided here and only here:
   the drive is that file. Every other one is a small file that holds what it points to: folders elsewhere
   could lead a program that walks the drive round in circles.
 
-A folder's names are asked for as a whole, and believed for a second, or for 20 times as long as asking
-took, when a name is not among them. Threading: any number of threads; no lock is held while the tree is
-asked.
+A folder's names are asked for as a whole, and when a name is not among them that is believed for a second,
+or for 20 times as long as asking took, but no longer than 15 s. Threading: any number of threads; no lock
+is held while the tree is asked.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ KEPT_NAMES = 200_000
 """Names of folders kept, some 250 bytes each; the last folder's always."""
 FRESH_SECONDS = 1.0
 FRESH_TIMES = 20
+FRESH_AT_MOST = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Found:
     attr: Attr
     folders: tuple[Dir, ...]
     """Those on the way, the root first; a folder is its own last."""
+    path: str = ""
+    r"""As the drive shows it, in its own case: `\a\b`, the root's is empty."""
     linked: bool = False
 
     @property
@@ -102,7 +105,7 @@ def _fitting(stem: str, ending: str, name: str) -> str:
     """Both, the stem cut where it must be; then with a hash of the whole, so that it keeps what it is called
     when others come."""
     if units(stem + ending) > UNITS:
-        ending = "~" + hashlib.sha256(os.fsencode(name)).hexdigest()[:8] + ending
+        ending = "~" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8] + ending
         while units(stem + ending) > UNITS:
             stem = stem[:-1]
     return stem + ending
@@ -111,11 +114,12 @@ def _fitting(stem: str, ending: str, name: str) -> str:
 class _Index:
     """The names of one folder."""
 
-    def __init__(self, folder: Dir) -> None:
-        began = time.monotonic()
-        self.shown = shown_names(name for name, _ in folder.list() if showable(name))
+    def __init__(self, names: Iterable[str], seconds: float) -> None:
+        """`seconds`: what asking for them took."""
+        self.shown = shown_names(names)
         self.names = {fold(shown): name for name, shown in self.shown.items()}
-        self._until = (now := time.monotonic()) + max(FRESH_SECONDS, FRESH_TIMES * (now - began))
+        belief = min(max(FRESH_SECONDS, FRESH_TIMES * seconds), FRESH_AT_MOST)
+        self._until = time.monotonic() + belief
 
     @property
     def fresh(self) -> bool:
@@ -160,18 +164,18 @@ class Names:
             node, linked = self._followed(folder, cast(Link, node)), True
             attr = node.attr()
         way = (*folder.folders, node) if is_dir(node) else folder.folders
-        return index.shown[name], Found(node, attr, way, linked)
+        called = index.shown[name]
+        return called, Found(node, attr, way, f"{folder.path}\\{called}", linked)
 
     def listing(self, folder: Found) -> list[tuple[str, Attr]]:
         """A folder as the drive shows it, in Windows' order."""
-        children = [(name, node) for name, node in folder.folders[-1].list() if showable(name)]
-        shown = shown_names(name for name, _ in children)
+        children, index = self._asked(folder.folders[-1])
         entries = []
         for name, node in children:
             attr = node.attr()
             if attr.kind is Kind.LINK:
                 attr = self._followed(folder, cast(Link, node)).attr()
-            entries.append((shown[name], attr))
+            entries.append((index.shown[name], attr))
         entries.sort(key=lambda entry: (fold(entry[0]), entry[0]))
         return entries
 
@@ -211,11 +215,18 @@ class Names:
             if index is not None and not anew:
                 self._indexes.move_to_end(number)
                 return index
-        index = _Index(folder)
+        return self._asked(folder)[1]
+
+    def _asked(self, folder: Dir) -> tuple[list[tuple[str, Node]], _Index]:
+        """Ask a folder for its children, and keep their names."""
+        began = time.monotonic()
+        number = folder.attr().inode
+        children = [(name, node) for name, node in folder.list() if showable(name)]
+        index = _Index((name for name, _ in children), time.monotonic() - began)
         with self._lock:
             before = self._indexes.pop(number, None)
             self._kept += len(index.shown) - (0 if before is None else len(before.shown))
             self._indexes[number] = index
             while self._kept > KEPT_NAMES and len(self._indexes) > 1:
                 self._kept -= len(self._indexes.popitem(last=False)[1].shown)
-        return index
+        return children, index

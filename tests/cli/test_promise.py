@@ -39,6 +39,7 @@ OPTIONS = {
     "boot": STORE | OUTPUT | MOVES
     | {"--resume", "--memory", "--cpus", "--network", "--bus", "--firmware", "--hydrate-to", "--ready",
        "--timeout", "--foreground"},
+    "drill": STORE | OUTPUT | MOVES | {"--from-kit", "--ready", "--timeout"},
     "vms": OUTPUT,
     "stop": OUTPUT | {"--timeout", "--delete"},
     "console": OUTPUT,

@@ -34,6 +34,8 @@ typedef struct { UINT64 TotalSize, FreeSize; UINT16 VolumeLabelLength; WCHAR Vol
     FSP_FSCTL_VOLUME_INFO;
 typedef struct { UINT32 FileAttributes, ReparseTag; UINT64 AllocationSize, FileSize, CreationTime,
     LastAccessTime, LastWriteTime, ChangeTime, IndexNumber; UINT32 HardLinks, EaSize; } FSP_FSCTL_FILE_INFO;
+typedef struct { FSP_FSCTL_FILE_INFO FileInfo; PWSTR NormalizedName; UINT16 NormalizedNameSize; }
+    FSP_FSCTL_OPEN_FILE_INFO;
 typedef struct { UINT16 Size; FSP_FSCTL_FILE_INFO FileInfo; UINT8 Padding[24]; WCHAR FileNameBuf[]; }
     FSP_FSCTL_DIR_INFO;
 typedef struct { UINT16 Version; uint8_t bytes[502]; } FSP_FSCTL_VOLUME_PARAMS;
@@ -143,6 +145,10 @@ class Lib:
     def LocalFree(self, handle: Any) -> None:
         """Noted: what uses it later would read freed memory."""
         self.freed.append(handle)
+
+    def FspFileSystemGetOpenFileInfo(self, info: Any) -> Any:
+        """What a file's information lies at the start of."""
+        return self._ffi.cast("FSP_FSCTL_OPEN_FILE_INFO*", info)
 
     def FspFileSystemAddDirInfo(self, entry: Any, buffer: Any, length: int, transferred: Any) -> int:
         """As the DLL's: entries at multiples of 8, two bytes of zeros at the end; 0 when it doesn't fit."""

@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from cloudmount.mounts import ntstatus
-from tests.mounts.winfsp.volume import NtError, Volume
+from tests.mounts.winfsp.structures import NtError
+from tests.mounts.winfsp.volume import Volume
 
 NO_SUCH_DEVICE = 0xC000000E
 DISMOUNTED = 0xC000026E

@@ -25,19 +25,8 @@ from cloudmount.winnames import fold
 from tests.mounts.mounting import within
 from tests.mounts.winfsp.machine import DISMOUNTED
 from tests.mounts.winfsp.mounting import ACCOUNT, Letters, Mounted, windows
-from tests.mounts.winfsp.volume import (
-    CREATE,
-    EXECUTE,
-    MAXIMUM_ALLOWED,
-    OPEN_IF,
-    OVERWRITE,
-    OVERWRITE_IF,
-    READ,
-    SUPERSEDE,
-    WRITE_DAC,
-    NtError,
-    rights,
-)
+from tests.mounts.winfsp.structures import EXECUTE, MAXIMUM_ALLOWED, READ, WRITE_DAC, NtError, rights
+from tests.mounts.winfsp.volume import CREATE, OPEN_IF, OVERWRITE, OVERWRITE_IF, SUPERSEDE
 from tests.mounts.winfsp.windows_os import EPOCH, DrivePath, WindowsOs
 from tests.trees import calls, conformance, conformance_life
 from tests.trees.calls import MIB, TIB, Gate

@@ -10,14 +10,28 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cloudmount.mounts import ntstatus
-from cloudmount.winnames import fold
+from tests.mounts.winfsp.structures import (
+    ALL,
+    ATTRIBUTE_DIRECTORY,
+    DELETE,
+    MAXIMUM_ALLOWED,
+    READ,
+    READ_ATTRIBUTES,
+    WRITE_DATA,
+    Info,
+    NtError,
+    checked,
+    entries_of,
+    info_of,
+    rights,
+    upcase,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from tests.mounts.winfsp.machine import Dispatcher, Machine
@@ -29,50 +43,9 @@ GUARD = b"\xa5" * 4096
 """Around every buffer that is read into: winfspy checks no length."""
 PAGE = 65536
 SUPERSEDE, OPEN, CREATE, OPEN_IF, OVERWRITE, OVERWRITE_IF = range(6)
-READ, WRITE_DATA, DELETE, READ_ATTRIBUTES, EXECUTE = 0x120089, 0x2, 0x10000, 0x80, 0x1200A0
-READ_CONTROL, WRITE_DAC, WRITE_OWNER = 0x20000, 0x40000, 0x80000
-MAXIMUM_ALLOWED, ALL = 0x2000000, 0x1F01FF
-ATTRIBUTE_READONLY, ATTRIBUTE_DIRECTORY = 0x1, 0x10
 DIRECTORY_FILE, NON_DIRECTORY_FILE, DELETE_ON_CLOSE = 0x1, 0x40, 0x1000
-_RIGHTS = {"FR": READ, "FX": EXECUTE, "FW": 0x120116, "FA": ALL}
 _ILLEGAL = re.compile(r'[<>:"/|?*\x00-\x1f]')
-_ENTRY = struct.Struct("<H6xII7QII24x")
 _numbers = itertools.count(1)
-
-
-class NtError(Exception):
-    """A status that is an error."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"{status:#010x}")
-        self.status = status
-
-
-def checked(status: int) -> int:
-    """`NtError` for an error's."""
-    if status >= 0x80000000:
-        raise NtError(status)
-    return status
-
-
-@dataclass(frozen=True)
-class Info:
-    """`FSP_FSCTL_FILE_INFO`."""
-
-    attributes: int
-    reparse_tag: int
-    allocation: int
-    size: int
-    creation: int
-    access: int
-    write: int
-    change: int
-    index: int
-
-    @property
-    def is_dir(self) -> bool:
-        """Whether it is a folder."""
-        return bool(self.attributes & ATTRIBUTE_DIRECTORY)
 
 
 @dataclass
@@ -80,6 +53,8 @@ class Node:
     """What the driver has of a path in whatever case while it is open: a length and a cache."""
 
     info: Info
+    name: str
+    """What programs are told that they opened."""
     objects: int = 0
     uncleaned: int = 0
     pages: dict[int, bytes] = field(default_factory=dict)
@@ -196,13 +171,18 @@ class Volume:
 
     def _open(self, path: str, granted: int, options: int) -> FileObject:
         ffi = self._ffi
-        context, info = ffi.new("PVOID*"), ffi.new("FSP_FSCTL_FILE_INFO*")
-        name = ffi.new("WCHAR[]", path)
+        context, told = ffi.new("PVOID*"), ffi.new("FSP_FSCTL_OPEN_FILE_INFO*")
+        buffer, name = ffi.new("WCHAR[]", 8000), ffi.new("WCHAR[]", path)
+        told.NormalizedName, told.NormalizedNameSize = buffer, 16000
+        info = ffi.addressof(told, "FileInfo")
         checked(self._calls.Open(self._system, name, options | OPEN << 24, granted, context, info))
         assert self.params["um_file_context_is_user_context2"], "one context for all opens of a path"
-        found = _info(info)
+        found, own = info_of(info), upcase(path)
+        if told.NormalizedNameSize <= PATH_UNITS * 2:
+            own = ffi.unpack(buffer, told.NormalizedNameSize // 2)
+            assert upcase(own) == upcase(path), "the driver takes no other"
         with self._lock:
-            node = self.nodes.setdefault(fold(path), Node(found))
+            node = self.nodes.setdefault(upcase(path), Node(found, own))
             if node.info != found:
                 self.mixed.append(path)
             node.objects += 1
@@ -249,8 +229,8 @@ class Volume:
             self._request(lambda: self._calls.Close(self._system, file.context))
         with self._lock:
             file.node.objects -= 1
-            if not file.node.objects and self.nodes.get(fold(file.path)) is file.node:
-                del self.nodes[fold(file.path)]
+            if not file.node.objects and self.nodes.get(upcase(file.path)) is file.node:
+                del self.nodes[upcase(file.path)]
 
     # Reading
 
@@ -263,15 +243,12 @@ class Volume:
     def read_cached(self, file: FileObject, offset: int, length: int) -> bytes:
         """Through the cache of its path: pages that are missing are read, whole ones."""
         length = max(0, min(length, file.node.info.size - offset))
-        content = b""
         pages = file.node.pages
-        for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
-            page = pages.get(number)
-            if page is None:
-                page = self._read(file, number * PAGE, PAGE).ljust(PAGE, b"\0")
-                pages[number] = page
-            content += page
-        return content[offset % PAGE :][:length]
+        numbers = range(offset // PAGE, -(-(offset + length) // PAGE))
+        for number in numbers:
+            if number not in pages:
+                pages[number] = self._read(file, number * PAGE, PAGE).ljust(PAGE, b"\0")
+        return b"".join(pages[number] for number in numbers)[offset % PAGE :][:length]
 
     def _read(self, file: FileObject, offset: int, length: int) -> bytes:
         ffi = self._ffi
@@ -301,7 +278,7 @@ class Volume:
         ffi = self._ffi
         info = ffi.new("FSP_FSCTL_FILE_INFO*")
         self._request(lambda: checked(self._calls.GetFileInfo(self._system, file.context, info)))
-        return _info(info)
+        return info_of(info)
 
     def info(self, path: str) -> Info:
         """Of a path, by an open for its attributes only."""
@@ -350,7 +327,7 @@ class Volume:
             creates=False,
         )
         self._unharmed(memory, length)
-        return _entries(bytes(ffi.buffer(memory + len(GUARD), got[0])))
+        return entries_of(bytes(ffi.buffer(memory + len(GUARD), got[0])))
 
     def _named(self, file: FileObject, name: str) -> list[tuple[str, Info]]:
         ffi = self._ffi
@@ -364,7 +341,7 @@ class Volume:
             return []
         checked(status)
         assert entry.Size <= 104 + NAME_UNITS * 2
-        return _entries(bytes(ffi.buffer(memory, entry.Size)) + b"\0\0\0\0\0\0\0\0\0\0")[0]
+        return entries_of(bytes(ffi.buffer(memory, entry.Size)) + b"\0\0\0\0\0\0\0\0\0\0")[0]
 
     # Changing; each is asked past all checks, as the kernel could
 
@@ -375,39 +352,3 @@ class Volume:
     def call_volume(self, name: str, *arguments: Any) -> int:
         """The same for one without a file."""
         return int(self._request(lambda: getattr(self._calls, name)(self._system, *arguments)))
-
-
-def _info(info: Any) -> Info:
-    return Info(
-        info.FileAttributes, info.ReparseTag, info.AllocationSize, info.FileSize, info.CreationTime,
-        info.LastAccessTime, info.LastWriteTime, info.ChangeTime, info.IndexNumber,
-    )  # fmt: skip
-
-
-def _entries(buffer: bytes) -> tuple[list[tuple[str, Info]], bool]:
-    """Those in a buffer, and whether there may be more."""
-    entries, at = [], 0
-    while at < len(buffer):
-        if buffer[at : at + 2] == b"\0\0":
-            return entries, False
-        size, attributes, tag, *numbers, _links, _ea = _ENTRY.unpack_from(buffer, at)
-        name = buffer[at + _ENTRY.size : at + size].decode("utf-16-le")
-        entries.append((name, Info(attributes, tag, *numbers)))
-        at += -(-size // 8) * 8
-    return entries, True
-
-
-def rights(descriptor: str, token: frozenset[str]) -> int:
-    """The rights that a token has: the sum of what its ACEs allow, and an owner's own."""
-    owner = re.match(r"O:([A-Z]{2}|S-[0-9-]+)", descriptor)
-    assert owner is not None
-    aces = re.findall(r"\(A;;([A-Z]+);;;([^)]+)\)", descriptor)
-    owns = owner[1] in token
-    found = 0
-    for masks, who in aces:
-        if who in token or (who == "OW" and owns):
-            for mask in re.findall("..", masks):
-                found |= _RIGHTS[mask]
-    if owns and all(who != "OW" for _, who in aces):
-        found |= READ_CONTROL | WRITE_DAC
-    return found

@@ -19,16 +19,8 @@ from typing import Any, TypeVar
 from cloudmount.mounts import ntstatus
 from cloudmount.winnames import escape, unescape
 from tests.mounts.winfsp.machine import DISMOUNTED
-from tests.mounts.winfsp.volume import (
-    NAME_INVALID,
-    OPEN_IF,
-    READ,
-    WRITE_DATA,
-    FileObject,
-    Info,
-    NtError,
-    Volume,
-)
+from tests.mounts.winfsp.structures import READ, WRITE_DATA, Info, NtError
+from tests.mounts.winfsp.volume import NAME_INVALID, OPEN_IF, FileObject, Volume
 
 ERRNO = {
     ntstatus.OBJECT_NAME_NOT_FOUND: errno.ENOENT, ntstatus.OBJECT_PATH_NOT_FOUND: errno.ENOENT,
