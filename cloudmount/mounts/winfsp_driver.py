@@ -287,8 +287,10 @@ class WinFspDrive:
         return True
 
     def unmount(self) -> None:
-        """Have `run` end the drive. Safe on any thread, and twice."""
+        """Have `run` end the drive; what waits for the tree, perhaps `run` itself, waits no more. Safe on
+        any thread, and twice."""
         self._stop.set()
+        self._bounded.end()
 
     def waiting(self, seconds: float) -> int:
         """Requests that have waited that long."""

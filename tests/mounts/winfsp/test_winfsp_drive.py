@@ -19,7 +19,7 @@ from cloudmount.extents import BlockSource, Bytes
 from cloudmount.mounts import ntstatus, winfsp_driver
 from cloudmount.mounts.driver import DriveOptions
 from cloudmount.mounts.winfsp_driver import THREADS, WinFspDrive, account_sid, descriptor
-from cloudmount.nodes import Node
+from cloudmount.nodes import Attr, Node
 from tests.mounts.mounting import within
 from tests.mounts.winfsp.bindings import winfspy_here
 from tests.mounts.winfsp.machine import Machine
@@ -254,6 +254,28 @@ def test_it_ends_with_reads_in_flight(letters: Letters) -> None:
         finally:
             gate.open.set()
     assert not letters.machine.volumes
+
+
+def test_it_ends_before_it_ever_answered(letters: Letters) -> None:
+    gate = Gate()
+
+    class Silent(MemoryDir):
+        def attr(self) -> Attr:
+            if threading.current_thread().name.startswith("cloudmount-winfsp"):
+                gate(0, 0)
+            return super().attr()
+
+    drive = WinFspDrive(Silent(), "X:", DriveOptions())
+    running = threading.Thread(target=drive.run)
+    running.start()
+    try:
+        assert within(60, lambda: gate.waiting == 1)
+        drive.unmount()
+        running.join(60)
+        assert not running.is_alive()
+        assert not drive.up.is_set()
+    finally:
+        gate.open.set()
 
 
 def test_what_is_left_open_is_closed_at_the_end(letters: Letters) -> None:
