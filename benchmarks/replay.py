@@ -98,13 +98,13 @@ def working_set(way: Cloudmount, folder: Path, reads: Sequence[tuple[int, int]])
         return sum(at.length for n in touched if (at := disk.map.locate(n)) is not None)
 
 
-def age(way: Cloudmount, work: Path, disk: Path) -> None:
+def age(way: Cloudmount, work: Path, disk: Path, days: int, share: float) -> None:
     """Back the disk up day after day, while a share of what it holds changes."""
     rng = random.Random(5)
     with disk.open("r+b", buffering=0) as file:
         held = [n for n in range(DISK_BYTES // FRAME) if any(os.pread(file.fileno(), FRAME, n * FRAME))]
-        for day in range(DAYS):
-            for n in rng.sample(held, int(len(held) * SHARE)):
+        for day in range(days):
+            for n in rng.sample(held, int(len(held) * share)):
                 os.pwrite(file.fileno(), rng.randbytes(64), n * FRAME)
             way.back_up(work)
             print(f"replay: day {day + 1}", file=sys.stderr)
@@ -121,8 +121,8 @@ class Bench:
         self._way = Cloudmount(self._image)
         self._target, self._listen = ("127.0.0.1", store.port), ("127.0.0.1", LINK_PORT)
 
-    def run(self, aged: bool) -> Iterator[dict[str, float | str]]:
-        """Every way over every line."""
+    def run(self, days: int, share: float) -> Iterator[dict[str, float | str]]:
+        """Every way over every line, in the end after so many days, if any."""
         with self._quick():
             self._way.prepare(self._work, set())
         yield from self._lines("first")
@@ -133,10 +133,10 @@ class Bench:
         with self._quick(), tempfile.TemporaryDirectory(dir=self._work) as folder:
             self._way.leave_boot_pack(Path(folder))
         yield from self._lines("after a drill")
-        if aged:
+        if days:
             with self._quick():
-                age(self._way, self._work, self._image)
-            yield from self._lines(f"{DAYS} days after a drill")
+                age(self._way, self._work, self._image, days, share)
+            yield from self._lines(f"{days} days after a drill")
 
     def _quick(self) -> WanLink:
         return WanLink(self._target, rtt=0, down_mbit=0, up_mbit=0, listen=self._listen)
@@ -160,6 +160,7 @@ class Bench:
                     down.append(link.traffic().down_bytes)
                 requests.append(self._store.requests() - before)
             least = sealed * 8 / mbit / 1e6 + TRIPS * rtt
+            print(f"replay: {name}, {mbit:.0f} Mbit/s: {median(seconds) / least:.2f}", file=sys.stderr)
             yield {
                 "way": name,
                 "mbit": mbit,
@@ -178,6 +179,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions (default 3)")
     parser.add_argument("--aged", action="store_true", help="also after many backups of a changing disk")
+    parser.add_argument("--days", type=int, default=DAYS, help=f"how many, for --aged (default {DAYS})")
+    parser.add_argument(
+        "--share", type=float, default=SHARE * 100, metavar="PERCENT", help="changed each day (default 1)"
+    )
     parser.add_argument("--only", type=float, metavar="MBIT", help="over this line only")
     parser.add_argument("--work", type=Path, help="make the temporary folder here (needs 3 GB)")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
@@ -189,7 +194,7 @@ def main() -> int:
             with Azurite(work) as store:
                 lines = [line for line in LINES if given.only in (None, line[0])]
                 bench = Bench(work, store, given.repeat, lines)
-                rows = list(bench.run(given.aged))
+                rows = list(bench.run(given.days if given.aged else 0, given.share / 100))
     except (BenchmarkError, OSError, subprocess.SubprocessError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return 1

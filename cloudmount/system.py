@@ -112,7 +112,7 @@ def set_times(place: str | os.PathLike[str] | int, mtime_ns: int, *, link: bool 
 
 def full_status(entry: os.DirEntry[str]) -> os.stat_result:
     """What `entry.stat(follow_symlinks=False)` tells; Windows' knows no inode, device and link count."""
-    return os.lstat(entry.path) if WINDOWS else entry.stat(follow_symlinks=False)
+    return os.lstat(opened_path(entry.path)) if WINDOWS else entry.stat(follow_symlinks=False)
 
 
 def try_lock(fd: int) -> bool:

@@ -21,6 +21,7 @@ MARKS = {
         "mounts/winfsp/test_winfsp_letters.py",
         "reader/test_diskcache.py",
         "service/",
+        "windows/test_stage.py",
     ),
     "oracle": (
         "disks/test_readers_and_qemu.py",

@@ -36,6 +36,7 @@ from cloudmount.tree.images import FailedReads, Images
 from cloudmount.tree.snapshotdir import StoredDisk
 
 LOOK_SECONDS = 1.0
+LEAVE_SECONDS = 5.0
 AGAIN_SECONDS = 5.0
 """After how long a copy that could not be begun is tried again."""
 
@@ -84,10 +85,11 @@ class VmRun:
             hardware, vm.folder, accelerator, backing=self._backing, report=self._report, ready=ready
         )
         self._way: HandOver | None = None
+        self._bytes = sum(disk.size for disk in hardware.disks)
+        """Of its disks here, once it is given over to them."""
         self._drive_is_needed = away is not None
         if away is None and any(disk.overlay for disk in hardware.disks):  # it was switched off meanwhile
-            paths = [disk.path for disk in hardware.disks]
-            self._give_over(paths)
+            self._give_over([disk.path for disk in hardware.disks])
         self.is_up = False
 
     def until_off(self, up: Callable[[Vm], None], tell: Callable[[str], None]) -> None:
@@ -148,7 +150,7 @@ class VmRun:
         try:
             self._running.run()
         finally:
-            if self._running.failure is None and self._drive_is_needed:
+            if self._running.failure is None:
                 self._vm.clear_drive()  # which ends `serve`
 
     # Its copies
@@ -164,6 +166,7 @@ class VmRun:
             if all([hydrator.complete(disk) for disk in reversed(disks)]):
                 paths = [hydrator.path(disk, "raw") for disk in disks]
                 if None not in paths:
+                    self._bytes = sum(each.total_bytes for each in hydrator.states())
                     self._give_over([path for path in paths if path is not None])
                     return
             begun = len(hydrator.states())
@@ -187,8 +190,15 @@ class VmRun:
         if opened.drive.learning is not None:
             opened.drive.learning.cut()
         self._backing.away = None
-        with contextlib.suppress(CloudMountError, OSError):
-            self._away.close()
+        close = self._away.close
+
+        def end() -> None:
+            with contextlib.suppress(CloudMountError, OSError):
+                close()
+
+        ending = threading.Thread(target=end, name="cloudmount-leaving", daemon=True)
+        ending.start()
+        ending.join(LEAVE_SECONDS)  # what hangs at a dead line is waited for by nobody
         self._away = None
         os.chdir(self._vm.folder.path)  # whoever started it may have stood on the disk that is unplugged now
 
@@ -199,6 +209,7 @@ class VmRun:
         if moment.ready and state.ready is None:
             state = state._replace(
                 ready=_now(),
+                ready_by=moment.ready_by,
                 seconds_to_ready=round(time.monotonic() - self._began, 2),
             )
         if state.qemu_pid != moment.qemu_pid:
@@ -215,14 +226,15 @@ class VmRun:
     def _with_copies(self, state: State, away: Away | None) -> State:
         way = self._way
         if way is not None:
-            return state._replace(
-                hydration=way.doing or ("" if way.done else COMPLETE), done_bytes=state.total_bytes
-            )
+            doing = way.doing or ("" if way.done else COMPLETE)
+            return state._replace(hydration=doing, done_bytes=self._bytes, total_bytes=self._bytes)
         hydrator = away.opened.hydrator if away is not None else None
         if hydrator is None:
             return state
         states = hydrator.states()
         words = {each.state for each in states} - {COMPLETE, RUNNING}
+        if away is not None and len(states) < len(away.disks) and hydrator.problem:
+            words.add(f"not begun: {hydrator.problem}")
         return state._replace(
             hydration=", ".join(sorted(words)) or RUNNING,
             done_bytes=sum(each.done_bytes for each in states),

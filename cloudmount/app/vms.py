@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloudmount.app.places import state_folder
+from cloudmount.boot.accelerator import Accelerator
 from cloudmount.boot.folder import VmFolder
 from cloudmount.boot.machine import Disk, Machine
 from cloudmount.boot.running import FAILED, POWERED_OFF, STOPPED
@@ -66,7 +67,7 @@ class State(NamedTuple):
     started: int
     qemu_pid: int
     qemu_started: int
-    accelerator: str
+    accelerator: Accelerator
     state: str
     stage: str
     since: str
@@ -80,6 +81,8 @@ class State(NamedTuple):
     done_bytes: int = 0
     total_bytes: int = 0
     """Of those copies."""
+    ready_by: str = ""
+    """What told that it was ready (`running.Moment`)."""
 
 
 class Vm:

@@ -32,6 +32,7 @@ from cloudmount.boot.commandline import options
 from cloudmount.boot.folder import AGENT, VmFolder
 from cloudmount.boot.handover import HandOver
 from cloudmount.boot.machine import Machine
+from cloudmount.boot.picture import take_picture
 from cloudmount.boot.qemu import bound, program
 from cloudmount.boot.qmp import Qmp, QmpError
 from cloudmount.boot.readiness import SerialLine
@@ -66,12 +67,14 @@ class Backing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """How a machine is. `ready`: whether its guest ever was; `stage` how far it came, for people."""
+    """How a machine is. `ready`: whether its guest ever was; `stage` how far it came, for people.
+    `ready_by`: what told that it was, "serial", "agent" or "power-off"; empty before."""
 
     state: str
     stage: str
     ready: bool
     qemu_pid: int
+    ready_by: str = ""
 
 
 class RunningVm:
@@ -93,7 +96,7 @@ class RunningVm:
         self._serial = SerialLine(folder.serial_log, ready)
         self._agent = Agent(lambda: folder.connect(AGENT, 1.0))
         self._waits_for_pattern = ready is not None
-        self._ready = False
+        self._ready_by = ""
         self._folders = [folder.path, *(Path(d.path).parent for d in machine.disks if d.is_local)]
         """Where its disks are written."""
         self._hand_over: HandOver | None = None
@@ -219,7 +222,7 @@ class RunningVm:
             qmp.execute("cont")
             self._pause = None
             self._went_on = time.monotonic()
-        if not self._ready and time.monotonic() - self._counted > STATISTICS_SECONDS:
+        if not self._ready_by and time.monotonic() - self._counted > STATISTICS_SECONDS:
             self._counted = time.monotonic()
             self._read_bytes = _read_bytes(qmp.execute("query-blockstats"))
 
@@ -228,9 +231,10 @@ class RunningVm:
         if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
             self._wait_for_disks(writing=data.get("operation") == "write", why=str(data.get("reason", "")))
         elif name == "SHUTDOWN" and data.get("guest"):
-            self._ready = True
-            self._outcome = POWERED_OFF
             self._look()  # for what it said at last
+            self._ready_by = self._ready_by or "power-off"
+            self._outcome = POWERED_OFF
+            take_picture(qmp)  # its last screen, before it is gone
             qmp.execute("quit")
         elif name == "SHUTDOWN":
             self._outcome = self._outcome or STOPPED
@@ -245,8 +249,10 @@ class RunningVm:
 
     def _look(self) -> None:
         self._serial.read()
-        if not self._ready:
-            self._ready = self._serial.ready or (not self._waits_for_pattern and self._agent.answers())
+        if not self._ready_by and self._serial.ready:
+            self._ready_by = "serial"
+        elif not self._ready_by and not self._waits_for_pattern and self._agent.answers():
+            self._ready_by = "agent"
 
     @property
     def _state(self) -> str:
@@ -256,12 +262,12 @@ class RunningVm:
             return self._pause.text
         if self._hand_over is not None and self._hand_over.waits:
             return f"{PAUSED}: the hand-over can't be entered: {self._hand_over.waits}"
-        return RUNNING if self._ready else BOOTING
+        return RUNNING if self._ready_by else BOOTING
 
     def _tell(self) -> None:
         assert self._process is not None
-        stage = "ready" if self._ready else self._serial.stage(self._read_bytes)
-        moment = Moment(self._state, stage, self._ready, self._process.pid)
+        stage = "ready" if self._ready_by else self._serial.stage(self._read_bytes)
+        moment = Moment(self._state, stage, bool(self._ready_by), self._process.pid, self._ready_by)
         now = time.monotonic()
         if moment != self._told or now - self._told_at >= 1:
             self._told, self._told_at = moment, now

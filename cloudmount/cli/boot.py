@@ -17,6 +17,7 @@ from cloudmount.cli.logs import tell_logs
 from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Output, seconds_text, size_text
 from cloudmount.errors import CloudMountError, UsageError
+from cloudmount.system import WINDOWS
 
 if TYPE_CHECKING:
     from cloudmount.app.vms import Vm
@@ -79,6 +80,8 @@ def command(
     """
     if not timeout < float("inf"):  # nan is no number above 0, and not below it either
         raise UsageError(f"--timeout {timeout:g}: give seconds")
+    if WINDOWS:
+        raise UsageError("'boot' needs Linux; Hyper-V starts from what 'cloudmount hydrate' makes, a .vhdx")
     from cloudmount.app.boot import BootOptions, boot, log_file
     from cloudmount.app.vms import find_vm
     from cloudmount.boot.qemu import program

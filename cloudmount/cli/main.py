@@ -47,6 +47,7 @@ COMMANDS = (
     "verify-local",
     "preflight",
     "boot",
+    "drill",
     "vms",
     "stop",
     "console",

@@ -58,6 +58,22 @@ def ask(prompt: str = "Passphrase or recovery phrase: ") -> str:
         raise
 
 
+def ask_line(prompt: str) -> str:
+    """A line that is no secret, typed at the terminal; `UsageError` when there is none."""
+    _check_terminal()
+    try:
+        if sys.platform == "win32":
+            return input(prompt).strip()
+        with open("/dev/tty", "r+b", buffering=0) as terminal:
+            terminal.write(prompt.encode())
+            text = os.fsdecode(terminal.readline(LONGEST)).strip()
+    except EOFError:
+        text = ""
+    if not text:
+        raise UsageError("nothing was typed")
+    return text
+
+
 def ask_new() -> str:
     """A new passphrase, typed twice."""
     for _ in range(TRIES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cloudmount.cli.mount import command as mount
 from cloudmount.cli.options import Common, output_options, repository_options
 from cloudmount.cli.output import Output, table
 from cloudmount.errors import CloudMountError
+from cloudmount.system import WINDOWS
 
 FOLDERS = ("cache_dir", "hydrate_to")
 """Options of `mount` that name a folder: given to a service whole."""
@@ -71,8 +73,7 @@ def install(common: Common, keep: str, fstab: str | None, root: str, folder: str
     The repository is opened once with the passphrase and the AZURE_STORAGE_ variables there are now; the
     service gets these, and nobody else.
     """
-    from cloudmount.app.service import Wanted
-    from cloudmount.app.service import install as begin
+    from cloudmount.app import service, winservice
     from cloudmount.app.sizes import parse_bytes
 
     context = click.get_current_context()
@@ -80,24 +81,24 @@ def install(common: Common, keep: str, fstab: str | None, root: str, folder: str
     if of_mount.get("cache_size") is not None:
         parse_bytes(of_mount["cache_size"])
     out = common.out
-    wanted = Wanted(
+    wanted = service.Wanted(
         address=common.address,
         passphrase=common.passphrase(),
-        mountpoint=os.path.abspath(folder),
+        mountpoint=winservice.drive_of(folder) if WINDOWS else os.path.abspath(folder),
         arguments=given,
         needs=folders,
         keep=keep,
         line=fstab,
         root=Path(os.path.abspath(root)),
     )
-    made = begin(wanted, out.warn)
+    made = (winservice if WINDOWS else service).install(wanted, out.warn)
     value = {
         "unit": made.unit,
         "mountpoint": made.mountpoint,
         "credentials": made.credentials,
         "files": made.files,
         "fstab": made.line or None,
-        "started": fstab is None and not made.not_started and wanted.root == Path("/"),
+        "started": fstab is None and not made.not_started and wanted.root == Path(wanted.root.anchor),
     }
     if fstab == "print" and not out.json:
         out.result(None, made.line)
@@ -115,9 +116,12 @@ def install(common: Common, keep: str, fstab: str | None, root: str, folder: str
 @click.argument("folder", metavar="DIR")
 def remove(out: Output, root: str, folder: str) -> None:
     """End the service for DIR, and take away what its install made."""
-    from cloudmount.app.service import remove as end
+    from cloudmount.app import service, winservice
 
-    record = end(os.path.abspath(folder), out.warn, Path(os.path.abspath(root)))
+    if WINDOWS:
+        record = winservice.remove(winservice.drive_of(folder), out.warn)
+    else:
+        record = service.remove(os.path.abspath(folder), out.warn, Path(os.path.abspath(root)))
     out.result({"unit": record.unit, "mountpoint": record.mountpoint}, f"{record.unit} is removed")
 
 
@@ -127,9 +131,13 @@ def remove(out: Output, root: str, folder: str) -> None:
 @click.argument("folder", metavar="[DIR]", required=False)
 def status(out: Output, root: str, folder: str | None) -> None:
     """Tell of each service, or of the one for DIR: its unit, its state, and whether its drive is up."""
-    from cloudmount.app.service import status as look
+    from cloudmount.app import service, winservice
 
-    found = look(os.path.abspath(folder) if folder is not None else None, Path(os.path.abspath(root)))
+    if WINDOWS:
+        found = winservice.status(winservice.drive_of(folder) if folder is not None else None)
+    else:
+        place = os.path.abspath(folder) if folder is not None else None
+        found = service.status(place, Path(os.path.abspath(root)))
     value = [
         {
             "unit": s.unit,
@@ -155,6 +163,30 @@ def run(file: str, arguments: Sequence[str]) -> Any:
     from cloudmount.service.credentials import read
 
     return _mount(arguments, read(Path(file)))
+
+
+@command.command("manager", hidden=True)
+@click.argument("name")
+def manager(name: str) -> int:
+    """What Windows' service manager starts: `mount` as the install `name` says."""
+    from cloudmount.app.winservice import run as serve
+    from cloudmount.cli.main import run as run_command
+
+    def work(arguments: Sequence[str], variables: dict[str, str]) -> int:
+        os.environ.update(variables)
+        return run_command(["mount", *arguments])
+
+    _into_log()
+    return serve(name, work)
+
+
+def _into_log() -> None:
+    """A service has no streams: what it says goes where drives in the background write to."""
+    from cloudmount.app.mount import log_file
+
+    log = log_file()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  # ours to the end
 
 
 @command.command("fstab", hidden=True, context_settings={"ignore_unknown_options": True})

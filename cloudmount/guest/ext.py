@@ -17,9 +17,9 @@ from cloudmount.guest.ext_inode import Inode
 from cloudmount.guest.ext_journal import Journalled
 from cloudmount.guest.ext_map import Run, runs
 from cloudmount.guest.volumes import BESIDE, INSIDE, Found, Unreadable
+from cloudmount.guest.wire import MOST_ENTRIES
 
 ROOT = 2
-MOST_NAMES = 1 << 20
 _MOST_FOLDER = 512 << 20
 """Bytes: a million names of 255 letters in blocks half full."""
 _MOST_TARGET = 4096
@@ -40,6 +40,7 @@ class ExtVolume:
         self._about = self._blocks.about
         self._read_at = self._blocks.read_at
         self.label, self.warning = self._about.label, self._blocks.warning
+        self._table = ext_inode.Inodes(self._about, self._read_at)
         self._inodes: OrderedDict[int, Inode] = OrderedDict()
         self._folders: OrderedDict[int, list[Name]] = OrderedDict()
 
@@ -87,7 +88,7 @@ class ExtVolume:
     def _inode(self, number: int) -> Inode:
         found = self._inodes.get(number)
         if found is None:
-            found = self._inodes[number] = ext_inode.inode(number, self._about, self._read_at)
+            found = self._inodes[number] = self._table.get(number)
             if len(self._inodes) > _OPENED:
                 self._inodes.popitem(last=False)
         else:
@@ -147,23 +148,23 @@ class ExtVolume:
                     listed += names(raw[at : at + block], filetype, inodes)
                 except ValueError as error:
                     damage = error
-            if len(listed) > MOST_NAMES:
-                raise Unreadable(f"a folder of more than {MOST_NAMES:,} names")
+            if len(listed) > MOST_ENTRIES:
+                raise Unreadable(f"a folder of more than {MOST_ENTRIES:,} names")
         if damage is None:
             self._folders[number] = listed
-            while len(self._folders) > 1 and sum(map(len, self._folders.values())) > MOST_NAMES // 4:
+            while len(self._folders) > 1 and sum(map(len, self._folders.values())) > MOST_ENTRIES // 4:
                 self._folders.popitem(last=False)
         return listed, damage
 
     def _expect(self, numbers: set[int]) -> None:
         """Tell the parent where these inodes lie: they are read next."""
-        groups = {n // self._about.inodes_per_group for n in numbers}
+        groups = {(n - 1) // self._about.inodes_per_group for n in numbers}
         size = self._about.descriptor_size
         self._blocks.expect([(self._about.descriptor_at(g), size) for g in groups])
         places = []
         for n in sorted(numbers):
             try:
-                at = ext_inode.inode_at(n, self._about, self._read_at)
+                at = self._table.at(n)
             except ValueError:
                 continue
             places.append((at, self._about.inode_size))
@@ -172,7 +173,7 @@ class ExtVolume:
     def _found(self, raw_name: bytes, number: int) -> Found:
         name = raw_name.decode("utf-8", "surrogateescape")
         try:
-            found = ext_inode.inode(number, self._about, self._read_at)
+            found = self._table.get(number)
             if not found.links:
                 raise ValueError("its inode is not in use")
             why = _refused(found)

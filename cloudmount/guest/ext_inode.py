@@ -28,6 +28,7 @@ KIND, FOLDER, FILE, LINK = 0xF000, 0x4000, 0x8000, 0xA000
 SPECIAL = {0x1000: "a named pipe", 0x2000: "a device", 0x6000: "a device", 0xC000: "a socket"}
 _INLINE_MAGIC, _SYSTEM = 0xEA020000, 7
 MAP_LENGTH = 60
+_MOST_TABLES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,37 +163,51 @@ class Inode:
         return None if self.kind in (FOLDER, FILE, LINK) else SPECIAL.get(self.kind, "of no known kind")
 
 
-def descriptor_of(number: int, about: Superblock) -> tuple[int, int]:
-    """(group, place in it) of the inode `number`, from 1. `ValueError` when there is no such one."""
-    if not 1 <= number <= about.inodes:
-        raise ValueError(f"no inode {number}")
-    return divmod(number - 1, about.inodes_per_group)
+class Inodes:
+    """The inodes of a volume, from 1; `ValueError` for one that there isn't. `read` reads the volume."""
 
+    def __init__(self, about: Superblock, read: Callable[[int, int], bytes]) -> None:
+        self._about, self._read = about, read
+        self._tables: dict[int, int] = {}
 
-def inode_at(number: int, about: Superblock, read: Callable[[int, int], bytes]) -> int:
-    """Where in the volume, in bytes, the inode `number` lies. `ValueError` when there is no such one."""
-    group, place = descriptor_of(number, about)
-    descriptor = read(about.descriptor_at(group), about.descriptor_size)
-    if len(descriptor) < 32:
-        raise ValueError("a group descriptor lies outside")
-    table: int = struct.unpack_from("<I", descriptor, 8)[0]
-    if len(descriptor) >= 64:
-        table |= struct.unpack_from("<I", descriptor, 40)[0] << 32
-    return table * about.block + place * about.inode_size
+    def at(self, number: int) -> int:
+        """Where in the volume, in bytes, an inode lies."""
+        if not 1 <= number <= self._about.inodes:
+            raise ValueError(f"no inode {number}")
+        group, place = divmod(number - 1, self._about.inodes_per_group)
+        table = self._tables.get(group)
+        if table is None:
+            table = self._table(group)
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            self._tables[group] = table
+        return table + place * self._about.inode_size
+
+    def get(self, number: int) -> Inode:
+        """One of them."""
+        return _inode(self._read(self.at(number), self._about.inode_size), self._about)
+
+    def _table(self, group: int) -> int:
+        descriptor = self._read(self._about.descriptor_at(group), self._about.descriptor_size)
+        if len(descriptor) < 32:
+            raise ValueError("a group descriptor lies outside")
+        table: int = struct.unpack_from("<I", descriptor, 8)[0]
+        if len(descriptor) >= 64:
+            table |= struct.unpack_from("<I", descriptor, 40)[0] << 32
+        return table * self._about.block
 
 
 _FIELDS = struct.Struct("<HHII4xI4xHHII")
 
 
-def inode(number: int, about: Superblock, read: Callable[[int, int], bytes]) -> Inode:
-    """The inode `number` (from 1), `read` from the volume. `ValueError` when there is no such one."""
-    raw = read(inode_at(number, about, read), about.inode_size)
+def _inode(raw: bytes, about: Superblock) -> Inode:
     if len(raw) < 128:
         raise ValueError("an inode lies outside")
     mode, uid, size, _, seconds, gid, links, blocks, flags = _FIELDS.unpack_from(raw)
     seconds = (seconds ^ 1 << 31) - (1 << 31)
     blocks_high, _, uid_high, gid_high = struct.unpack_from("<4H", raw, 116)
-    size |= struct.unpack_from("<I", raw, 108)[0] << 32 if mode & KIND in (FILE, FOLDER) else 0
+    if mode & KIND == FILE or (mode & KIND == FOLDER and about.incompatible & _LARGEDIR):
+        size |= struct.unpack_from("<I", raw, 108)[0] << 32
     extra = struct.unpack_from("<H", raw, 128)[0] if len(raw) >= 132 else 0
     nanoseconds = 0
     if extra >= 12 and len(raw) >= 140:

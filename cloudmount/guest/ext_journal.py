@@ -27,6 +27,8 @@ MOST_BLOCKS = 1 << 20
 """Of a journal: mke2fs makes them of 262,144 blocks at most. Its places take 150 MB then."""
 MOST_REVOKED = 1 << 20
 """Blocks that one transaction may revoke."""
+MOST_ASKED = 768 << 20
+"""Bytes read to find a log's end. A log takes three quarters of its journal at most, and that one GiB."""
 _KEPT = 4 << 20
 _SUPERBLOCK = ext_inode.SUPERBLOCK_AT, ext_inode.SUPERBLOCK_LENGTH
 _FIRST_AHEAD, _MOST_AHEAD = 256 << 10, 4 << 20
@@ -140,12 +142,13 @@ class Journal:
     def __init__(self, blocks: ParentBlocks, about: ext_inode.Superblock) -> None:
         self._read_at, self._expect = blocks.read_at, blocks.expect
         self._block = about.block
-        inode = ext_inode.inode(about.journal, about, blocks.read_at)
+        inode = ext_inode.Inodes(about, blocks.read_at).get(about.journal)
         count = inode.size // about.block
         if not 1 < count <= MOST_BLOCKS:
             raise _Broken(f"it has {count} blocks")
         self._runs = list(runs(inode, about, blocks.read_at, blocks.expect, 0, count))
         self._firsts = [r.first for r in self._runs]
+        self._last = self._asked = 0
         raw = self._raw(0)
         magic, kind, _ = struct.unpack_from(">III", raw)
         size, length, self._first, self._sequence, self._start = struct.unpack_from(">5I", raw, 12)
@@ -237,7 +240,13 @@ class Journal:
         return self._runs[i].at + number - self._runs[i].first
 
     def _raw(self, number: int) -> bytes:
-        raw = self._read_at(self._place(number) * self._block, self._block)
+        at = self._place(number) * self._block
+        if at // BLOCK != self._last:
+            self._last = at // BLOCK
+            self._asked += max(BLOCK, self._block)
+            if self._asked > MOST_ASKED:
+                raise _Broken("its log is too long")
+        raw = self._read_at(at, self._block)
         if len(raw) != self._block:
             raise _Broken("it lies outside its volume")
         return raw

@@ -27,6 +27,7 @@ from cloudmount.guest.ntfs_record import (
     journal_in_use,
 )
 from cloudmount.guest.volumes import BESIDE, INSIDE, OUTSIDE, STALE, Found, Unreadable
+from cloudmount.guest.wire import MOST_ENTRIES
 
 ROOT = 5
 _LOG_FILE, _VOLUME = 2, 3
@@ -36,7 +37,9 @@ _OPENED = 16
 _WOF_CHUNK = 32768
 """Bytes of the largest chunk of WOF, a multiple of the others: libfsntfs fails on reads that begin within
 one."""
-_FOLDERS = 64
+_FOLDERS, _MOST_KEPT = 64, 250_000
+_AT_ONCE = 4096
+"""File records read in the order in which they lie."""
 
 _MOUNT_POINT, _SYMLINK, _LX_SYMLINK, _WOF = 0xA0000003, 0xA000000C, 0xA000001D, 0x80000017
 _HARMLESS = {0x8000001B}
@@ -93,9 +96,12 @@ class NtfsVolume:
 
     def folder(self, number: int) -> Iterator[Found]:
         names = self._names(number)
-        self._expect([n.reference & RECORD_MASK for n in names])
-        for name in names:
-            yield self._found(name)
+        for at in range(0, len(names), _AT_ONCE):
+            some = names[at : at + _AT_ONCE]
+            self._expect([n.reference & RECORD_MASK for n in some])
+            order = sorted(range(len(some)), key=lambda i: some[i].reference & RECORD_MASK)
+            found = {i: self._found(some[i]) for i in order}
+            yield from (found[i] for i in range(len(some)))
 
     def lookup(self, path: list[str], number: int) -> Found | None:
         names = self._names(number)
@@ -151,9 +157,16 @@ class NtfsVolume:
             record = self._record(number)
             if not record.folder:
                 raise ValueError("no folder")
-            found = [n for n in record.names() if n.reference & RECORD_MASK >= _OWN_FILES]
+            found = []
+            for name in record.names():
+                if name.reference & RECORD_MASK >= _OWN_FILES:
+                    found.append(name)
+                    if len(found) > MOST_ENTRIES:
+                        raise Unreadable(f"a folder of more than {MOST_ENTRIES:,} names")
             self._folders[number] = found
-            if len(self._folders) > _FOLDERS:
+            while len(self._folders) > 1 and (
+                len(self._folders) > _FOLDERS or sum(map(len, self._folders.values())) > _MOST_KEPT
+            ):
                 self._folders.popitem(last=False)
         else:
             self._folders.move_to_end(number)

@@ -25,8 +25,8 @@ from cloudmount.reader.fetching import FrameReader
 
 PIECE = 1 << 20
 """Plain bytes of a request: less than 0.1 s of 100 Mbit/s, for which a read that comes meanwhile waits."""
-WINDOW = 16 << 20
-"""Plain bytes that are put in the order of the disk before they are asked for: fewer requests."""
+WINDOW = 4 << 20
+"""Plain bytes of a guess that are put in the order of the disk before they are asked for: fewer requests."""
 AT_ONCE, EAGER_AT_ONCE = 3, 8
 """Requests under way of a guess, and of what is known."""
 LEAST, MOST = 1 << 20, 8 << 20

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cloudmount.errors import CloudMountError, TargetExistsError
-from cloudmount.system import NO_FOLLOW, OPEN, TAKEN_AWAY_OPEN, sync_folder
+from cloudmount.system import NO_FOLLOW, OPEN, sync_folder
 
 FOLDER = "etc/cloudmount"
 SUFFIX = ".json"
@@ -53,7 +53,7 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
     except FileExistsError:
         raise TargetExistsError(f"{path} exists; it is not overwritten: move it away") from None
     try:
-        if TAKEN_AWAY_OPEN:
+        if hasattr(os, "fchmod"):
             os.fchmod(fd, mode)  # whatever the umask is
         view = memoryview(data)
         while view:
@@ -82,9 +82,9 @@ def replace(path: Path, data: bytes, mode: int) -> None:
 class Records:
     """The installs of the system whose files lie below `root`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, folder: str = FOLDER) -> None:
         self.root = root
-        self.folder = root / FOLDER
+        self.folder = root / folder
 
     def path(self, name: str) -> Path:
         """The record of the install called `name`."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import CloudMountError
+from cloudmount.extents import BlockSource
 from cloudmount.reader.aside import Aside
 from cloudmount.reader.fetching import FrameReader
 from cloudmount.reader.prefetch import Plan, Prefetch, guessed
@@ -27,6 +28,7 @@ from cloudmount.reader.tracing import SECONDS, Recorder
 from cloudmount.repo.names import traces_of
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.traces import Trace, open_trace, read_trace, seal_trace
+from cloudmount.tree.bootfiles import system_ranges
 from cloudmount.tree.bootguess import LIMIT, boot_ranges
 from cloudmount.tree.bootplan import boot_pack, places, plan
 
@@ -39,6 +41,8 @@ LOOKED_AT = 8
 """How many of a machine's traces are looked at for a disk's; and kept here."""
 NEW_SHARE, OLD_SHARE = 0.1, 0.4
 """A trace is kept when more than the one share of its frames is new, or the other of the last's is unused."""
+KERNEL_BYTES = 16 << 20
+"""Bytes stored of boot partitions from which the kernel is taken to be among them."""
 STORE_SECONDS = 10.0
 END_SECONDS = 1.5
 
@@ -103,7 +107,7 @@ class BootLearning:
         looking.join()
         if found is None and not traces:
             source = disk.content()
-            return Plan(guessed(source, boot_ranges(source, int(disk.summary["logical_sector"])), LIMIT))
+            return Plan(guessed(source, self._guess(disk, source), LIMIT))
         frames = [copy.frame for copy in found.pack.copies] if found is not None else []
         frame = disk.map.frame_bytes
         for trace in traces:
@@ -115,6 +119,14 @@ class BootLearning:
         if found is None:
             return Plan(plan(wanted, None, frame, size), eager=True)
         return Plan(plan(wanted, Aside(found.pack, repository.warn), frame, size, found.most), eager=True)
+
+    @staticmethod
+    def _guess(disk: StoredDisk, source: BlockSource) -> Iterator[tuple[int, int]]:
+        """What a machine reads of a disk of which no boot was seen."""
+        boots = list(boot_ranges(source, int(disk.summary["logical_sector"])))
+        yield from boots
+        held = sum(e.length for offset, length in boots for e in source.extents(offset, length) if e.data)
+        yield from system_ranges(disk, kernel=held < KERNEL_BYTES)
 
     def newest(self, disk: StoredDisk) -> Trace | None:
         """The newest trace of the disk, of any snapshot; from the store, or kept here."""

@@ -86,6 +86,8 @@ class Hydrator:
         self._tasks: dict[tuple[str, str], _Task] = {}
         self._order: list[_Task] = []
         """Those that were read, the one opened last at the end."""
+        self.problem = ""
+        """Why a copy could not be begun, the last time."""
         self._told: set[str] = set()
         self._ended = False
         self._change = threading.Condition()
@@ -176,6 +178,7 @@ class Hydrator:
         except StoreTimeoutError:
             pass
         except (CloudMountError, OSError) as error:
+            self.problem = str(error)
             self._tell_once(f"not completed here: {error}")
 
     def _to_front(self, task: _Task) -> None:
@@ -224,6 +227,7 @@ class Hydrator:
         try:
             copy.claim(task.local, self._tell_once)
         except CopyInUseError as error:
+            self.problem = str(error)
             self._tell_once(f"{error}; this drive reads through to the store")
             return False
         task.copy, task.given_up = copy, False

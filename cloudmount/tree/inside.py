@@ -296,6 +296,10 @@ class Guest:
             return None
         return self._placed().content(entry.size, entry.mtime_ns, self._places(entry))
 
+    def on_disk(self, entry: Entry) -> list[tuple[int, int]]:
+        """(offset, length) in bytes of the disk of where a file lies, in its order."""
+        return [(at, length) for _, at, length in self._placed().on_disk(sorted(self._places(entry)))]
+
     def _places(self, entry: Entry) -> list[Place]:
         return [(p.offset, p.at, p.length) for p in self.volume.places(entry)]
 
@@ -348,6 +352,11 @@ class GuestFile:
 
     def open(self) -> BlockSource:
         return self._guest.open(self._entry)
+
+    def places(self) -> list[tuple[int, int]]:
+        """(offset, length) in bytes of the disk of where its content lies, as far as it is not packed or kept
+        elsewhere."""
+        return self._guest.on_disk(self._entry)
 
     def stored_bytes(self) -> int:
         """As `nodes.Stored` demands."""

@@ -44,7 +44,7 @@ def test_a_machine_is_given_over_to_local_disks(console: Console, tmp_path: Path
     until(lambda: "as the test wants" in str(the_vm(console)["hydration"]), 60, "the failed step")
     vm = the_vm(console)
     folder = Path(vm["folder"])
-    assert vm["state"] == "running" and not vm["local"] and vm["fetched_bytes"] < 2 << 20
+    assert vm["state"] == "running" and not vm["local"] and vm["fetched_bytes"] < 8 << 20
     assert vm["hydration"]["done_bytes"] == vm["hydration"]["total_bytes"] > 0
     assert os.path.ismount(folder / "drive")
     with Serial(vm["folder"]) as serial:  # it goes on as before

@@ -39,11 +39,12 @@ OPTIONS = {
     "boot": STORE | OUTPUT | MOVES
     | {"--resume", "--memory", "--cpus", "--network", "--bus", "--firmware", "--hydrate-to", "--ready",
        "--timeout", "--foreground"},
+    "drill": STORE | OUTPUT | MOVES | {"--from-kit", "--ready", "--timeout"},
     "vms": OUTPUT,
     "stop": OUTPUT | {"--timeout", "--delete"},
     "console": OUTPUT,
     "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
-    "hyperv": set(),
+    "hyperv": STORE | OUTPUT | MOVES | {"--via", "--output", "--read"},
     "service": STORE | OUTPUT | MOVES
     | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--hydrate-to",
        "--credentials", "--fstab", "--root"},

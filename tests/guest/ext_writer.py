@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import struct
 from pathlib import Path
 
 from tests.disks.oracles import run
@@ -83,3 +84,25 @@ def with_log(image: bytes, places: list[int], log: list[bytes]) -> bytes:
     for at, content in zip(places, log, strict=True):
         made[at : at + len(content)] = content
     return bytes(made)
+
+
+def folder_of(names: list[str], inode: int, block: int) -> bytes:
+    """A folder's content in which these names all lead to one inode."""
+    blocks: list[bytes] = []
+    entries: list[bytes] = []
+
+    def close() -> None:
+        last = entries.pop()
+        room = block - sum(map(len, entries))
+        entries.append(last[:4] + room.to_bytes(2, "little") + last[6:])
+        blocks.append(b"".join(entries).ljust(block, b"\0"))
+        entries.clear()
+
+    for name in names:
+        raw = name.encode()
+        length = len(raw) + 11 & ~3
+        if sum(map(len, entries)) + length > block:
+            close()
+        entries.append(struct.pack("<IHBB", inode, length, len(raw), 1) + raw.ljust(length - 8, b"\0"))
+    close()
+    return b"".join(blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from cloudmount.errors import UnreadableInputError
+from cloudmount.guest import entries
 from cloudmount.guest.children import Children
-from tests.guest.ext_writer import debugfs
+from cloudmount.guest.wire import PART_ENTRIES
+from tests.disks.oracles import run
+from tests.guest.ext_writer import debugfs, folder_of
 from tests.guest.images import MIB, comb, make_ext, sparse
 from tests.guest.seen import opened, ours, theirs
 
@@ -102,3 +106,29 @@ def test_holes_cost_nothing(tmp_path: Path, children: Children) -> None:
         assert opening.read_at(size - 4096, 4096) == bytes(4096)
         assert opening.read_at(size // 2 - 1, 3) == b"\0y\0"
         volume.close()
+
+
+def test_a_folder_that_is_told_in_parts(
+    tmp_path: Path, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More names than one answer holds; and too many."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(b"here")
+    image = make_ext(tmp_path / "image", 16 * MIB, source)
+    (found,) = re.findall(r"Inode: (\d+)", run("debugfs", "-R", "stat file", image))
+    names = [f"one of many names {n:06d}" for n in range(2 * PART_ENTRIES + 5)]
+    (tmp_path / "folder").write_bytes(folder_of(names, int(found), 1024))
+    debugfs(image, [f"write {tmp_path / 'folder'} many", "sif many mode 040755"])
+    volume = opened(children, image)
+    many = volume.lookup((), volume.root, "many")
+    assert many is not None
+    one = volume.lookup(("many",), many.number, names[-1])
+    assert one is not None and (one.name, one.size) == (names[-1], 4)
+    assert list(volume.folder(("many",), many.number)) == names
+    volume.close()
+    monkeypatch.setattr(entries, "MOST_ENTRIES", 2 * PART_ENTRIES)
+    volume = opened(children, image)
+    with pytest.raises(UnreadableInputError, match="more names than a folder may have"):
+        volume.folder(("many",), many.number)
+    volume.close()

@@ -170,3 +170,36 @@ def test_logs_that_never_end(tmp_path: Path, children: Children) -> None:
     for block in (empty, last, revoke):
         image.write_bytes(with_log(sound, places[1:], [block] * (len(places) - 1)))
         assert shown(children, image)[0] == expected
+
+
+def crc32_be(data: bytes, crc: int = 0xFFFFFFFF) -> int:
+    """Bit by bit, the highest first, as the kernel's."""
+    for byte in data:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    return crc
+
+
+def test_checksums_of_whole_transactions(tmp_path: Path, children: Children) -> None:
+    """As early ext4 with `journal_checksum` has them; debugfs can't write them, e2fsck checks them."""
+    before, first, second = three_states(tmp_path, "ext4", 1024, "-O", "^metadata_csum")
+    image = tmp_path / "image"
+    with_journal(before, [first, second], 1024, image, "")
+    whole, places = image.read_bytes(), journal_places(image, 1024)
+    log = [bytearray(whole[at : at + 1024]) for at in places]
+    log[0][36:40] = struct.pack(">I", 1)
+    commits = [n for n, content in enumerate(log) if content[:8] == struct.pack(">II", MAGIC, 2)]
+    begin = 1
+    for n in commits:
+        log[n][12:14] = b"\1\4"
+        log[n][16:20] = struct.pack(">I", crc32_be(b"".join(log[begin:n])))
+        begin = n + 1
+    image.write_bytes(with_log(whole, places, [bytes(content) for content in log]))
+    expected = shown(children, second)[0]
+    assert shown(children, image) == (expected, "")
+    assert shown(children, replayed(image))[0] == expected
+    log[commits[1] - 1][100] ^= 1
+    image.write_bytes(with_log(whole, places, [bytes(content) for content in log]))
+    found, warning = shown(children, image)
+    assert found == shown(children, first)[0] and warning.endswith(STALE)
