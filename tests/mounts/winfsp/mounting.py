@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from cloudmount.mounts import winfsp_driver
-from cloudmount.mounts.bounded import SECONDS
 from cloudmount.mounts.driver import DriveOptions
 from cloudmount.mounts.winfsp_driver import WinFspDrive
 from cloudmount.nodes import Dir
@@ -70,11 +69,10 @@ class Letters:
         root: Dir,
         options: DriveOptions | None = None,
         letter: str | None = None,
-        bound_seconds: float = SECONDS,
     ) -> Mounted:
         """Up and answering."""
         at = letter or f"{next(self._free)}:"
-        drive = WinFspDrive(root, at, options or DriveOptions(), bound_seconds=bound_seconds)
+        drive = WinFspDrive(root, at, options or DriveOptions())
         mounted = Mounted(self.machine, drive, at)
         self._ending.callback(mounted.end)
         assert drive.up.wait(60), "the drive does not come up"
