@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -79,12 +80,28 @@ class Letters:
         return mounted
 
 
+class _Unhandled(logging.Handler):
+    """What winfspy logs: only what a callback should not have raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Kept."""
+        self.told.append(self.format(record))
+
+
 @contextmanager
 def windows(tmp_path: Path, patch: pytest.MonkeyPatch, machine: Machine | None = None) -> Iterator[Letters]:
     """A machine with winfspy, for a `with`; leaves nothing behind."""
     machine = machine or Machine()
     patch.setattr(winfsp_driver, "account_sid", lambda: ACCOUNT)
     patch.setattr(winfsp_driver, "_stat", machine.stat)
+    unhandled = _Unhandled()
     with winfspy_here(machine, tmp_path / "WinFsp"), ExitStack() as ending:
+        logging.getLogger("winfspy").addHandler(unhandled)
+        ending.callback(logging.getLogger("winfspy").removeHandler, unhandled)
         yield Letters(machine, ending)
     assert not machine.volumes
+    assert unhandled.told == [], "an exception that winfspy had to answer by itself"
