@@ -124,7 +124,7 @@ def _in_pieces(root: Path, content: bytes) -> None:
         with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(MIB))
-        for path in random.Random(2).sample(small, gaps):
+        for path in random.Random(2).sample(small, gaps + gaps // 8):  # and room for where they lie
             path.unlink()
         for at in range(0, len(content), length):
             company_file.write(content[at : at + length])
