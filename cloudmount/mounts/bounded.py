@@ -33,12 +33,14 @@ class EndedError(CloudMountError):
 class _Call:
     """One piece of work, settled once: it came back, or who waited was told to wait no more."""
 
-    __slots__ = ("_lock", "_settled", "failure", "late", "result", "returned", "since", "work")
+    __slots__ = ("_lock", "_settled", "came_back", "failure", "late", "result", "returned", "since", "work")
 
     def __init__(self, work: Callable[[], Any], late: Callable[[Any], None]) -> None:
         self.work, self.late = work, late
         self._lock = threading.Lock()
         self._settled = False
+        self.came_back = False
+        """Before it was settled otherwise: who worked on it is free again."""
         self.since = time.monotonic()
         self.returned = threading.Lock()  # held until it is settled
         self.returned.acquire()
@@ -52,15 +54,18 @@ class _Call:
             result = self.work()
         except BaseException as error:
             failure = error
-        if not self.settle(result, failure) and failure is None:
+        if not self._settle(result, failure, came_back=True) and failure is None:
             self.late(result)
 
-    def settle(self, result: Any, failure: BaseException | None) -> bool:
-        """The waiter goes on with this; False when it was settled already."""
+    def give_up(self, failure: BaseException) -> None:
+        """The waiter goes on with this, unless the work came back."""
+        self._settle(None, failure, came_back=False)
+
+    def _settle(self, result: Any, failure: BaseException | None, *, came_back: bool) -> bool:
         with self._lock:
             if self._settled:
                 return False
-            self._settled = True
+            self._settled, self.came_back = True, came_back
             self.result, self.failure = result, failure
         self.returned.release()
         return True
@@ -102,15 +107,14 @@ class Bounded:
             helper = self._idle.pop() if self._idle else _Helper(f"cloudmount-winfsp-{next(self._numbers)}")
             self._calls.add(call)
         helper.give(call)
-        stuck = not call.returned.acquire(timeout=self._seconds) and call.settle(
-            None, StoreTimeoutError(f"no answer within {self._seconds:g} s")
-        )
+        if not call.returned.acquire(timeout=self._seconds):
+            call.give_up(StoreTimeoutError(f"no answer within {self._seconds:g} s"))
         with self._lock:
             self._calls.discard(call)
-            if stuck or self._ended:
-                helper.give(None)  # it ends when it comes back
-            else:
+            if call.came_back and not self._ended:
                 self._idle.append(helper)
+            else:
+                helper.give(None)  # it ends when it comes back
         if call.failure is not None:
             raise call.failure
         return call.result  # type: ignore[no-any-return]  # what `work` gave
@@ -128,6 +132,6 @@ class Bounded:
             calls, idle = list(self._calls), list(self._idle)
             self._idle.clear()
         for call in calls:
-            call.settle(None, EndedError("the drive ended"))
+            call.give_up(EndedError("the drive ended"))
         for helper in idle:
             helper.give(None)

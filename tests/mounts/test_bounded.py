@@ -54,6 +54,7 @@ def test_work_that_takes_too_long_is_given_up() -> None:
     try:
         with pytest.raises(StoreTimeoutError, match=r"within 0\.05 s"):
             bounded.call(lambda: go.wait(60), late.append)
+        assert bounded._idle == [], "who works on it still is not asked for more"
         go.set()
         assert within(60, lambda: late == [True]), "what it brought is handed over"
     finally:
