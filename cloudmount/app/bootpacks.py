@@ -1,8 +1,8 @@
 """Leaving a boot pack after a drill.
 
 Decided here and only here: what a boot pack is made of (the frames that a trace names, as the snapshot has
-them), that they are read in large ranges and each proved by its content id, and that what fails is told and
-fails nothing else. Belongs to one thread.
+them), that they are read in large ranges and each proved by its content id, that none is left where the last
+one still has nearly all of it, and that what fails is told and fails nothing else. Belongs to one thread.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from cloudmount.repo.repository import Repository, SealedCache
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache, StreamMap
 from cloudmount.repo.traces import Trace
+from cloudmount.tree.bootplan import boot_pack
 
 LONGEST = 8 << 20
+STILL = 0.95
+"""A boot pack that has this share of the frames as they are now serves on: nothing is ever deleted, and
+drills of a server that hardly changes would else store its boot anew each time."""
+LOOK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ def leave_boot_pack(
     tell: Callable[[str], None],
 ) -> LeftBootPack | None:
     """Store a boot pack of what `trace` says is read of a disk of `snapshot`; what is in `cache`, a disk
-    cache of frames, is taken from there. None when it could not be, which is told: only speed is lost."""
+    cache of frames, is taken from there. None when the last one serves on; or when it could not be, which is
+    told: only speed is lost."""
     try:
         return _leave(repository, snapshot, trace, cache)
     except CloudMountError as error:
@@ -54,7 +60,7 @@ def leave_boot_pack(
 
 def _leave(
     repository: Repository, snapshot: Snapshot, trace: Trace, cache: SealedCache | None
-) -> LeftBootPack:
+) -> LeftBootPack | None:
     for summary, root in zip(snapshot.summary["disks"], snapshot.roots, strict=True):
         if "/".join(part for part in (summary["path"], summary["name"]) if part) == trace.disk:
             stream = StreamMap(MapCache(repository), snapshot, summary["size"], root, summary["content"])
@@ -62,6 +68,8 @@ def _leave(
     else:
         raise CloudMountError(f"the snapshot has no disk {trace.disk}, of which the boot was recorded")
     frames = _chosen(stream, trace)
+    if _serves_on(repository, snapshot, trace.disk, frames):
+        return None
     sealed = _sealed(repository, frames, cache)
     sources = [Source(f.number, f.at, f.content, sealed[f.number]) for f in frames if f.number in sealed]
     if not sources:
@@ -78,6 +86,14 @@ def _leave(
     )
     repository.store.create(name, data, tier="hot")
     return LeftBootPack(name, len(sources), len(data))
+
+
+def _serves_on(repository: Repository, snapshot: Snapshot, disk: str, frames: list[Frame]) -> bool:
+    found = boot_pack(repository, snapshot.tag, disk, time.monotonic() + LOOK_SECONDS)
+    if found is None or not frames:
+        return False
+    there = {(copy.birth, copy.number) for copy in found.pack.copies}  # what readers go by
+    return sum((frame.at.birth, frame.at.number) in there for frame in frames) >= STILL * len(frames)
 
 
 def _chosen(stream: StreamMap, trace: Trace) -> list[Frame]:

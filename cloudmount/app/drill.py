@@ -20,14 +20,21 @@ from typing import TYPE_CHECKING
 
 from cloudmount import __version__
 from cloudmount.app.boot import BootOptions
+from cloudmount.app.bootpacks import leave_boot_pack
 from cloudmount.app.drilldisks import MarkSearch, Opened, open_volumes
 from cloudmount.app.drillplace import DrillPlace, drill_place
 from cloudmount.app.drillreport import PNG, Facts, Report, Result, write_report
 from cloudmount.app.drillrun import Bandwidth, Seen, switched_on, watch
 from cloudmount.app.looking import in_order
 from cloudmount.app.machinefile import hardware_of
-from cloudmount.app.opening import looking_inside, open_repository
-from cloudmount.app.places import make_folders
+from cloudmount.app.opening import (
+    default_cache_bytes,
+    disk_cache,
+    frames_folder,
+    looking_inside,
+    open_repository,
+)
+from cloudmount.app.places import cache_folder, make_folders
 from cloudmount.app.prices import is_billed, prices
 from cloudmount.app.proofs import keep_proof
 from cloudmount.app.select import select, split_path
@@ -44,8 +51,10 @@ from cloudmount.guest.marks import Mark
 from cloudmount.repo.proofs import MOST_SCREENSHOT, Proof
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
+from cloudmount.tree.bootlearning import BootLearning
 
 if TYPE_CHECKING:
+    from cloudmount.tree.drive import Drive
     from cloudmount.tree.snapshotdir import StoredDisk
 
 OFF_SECONDS, HUNG_OFF_SECONDS = 60.0, 20.0
@@ -103,14 +112,26 @@ def drill(
         facts = _facts(vm, seen, looking, ready, clock, int((time.monotonic() - began) * 1000))
         screenshot = _screenshot(vm)
         proof = _keep(looking.repository, looking.snapshot, facts, screenshot, tell, environ)
-        _leave_for_boots(place, environ)
+        _leave_for_boots(place, environ, looking if facts.result == "proved" else None, tell)
         return Drill(facts, write_report(facts, screenshot, proof, environ), proof)
 
 
-def _leave_for_boots(place: DrillPlace, environ: Mapping[str, str]) -> None:
+def _leave_for_boots(
+    place: DrillPlace, environ: Mapping[str, str], proved: _Looking | None, tell: Callable[[str], None]
+) -> None:
     """What a drill leaves that makes later boots quicker: its trace lies in the repository already, where the
-    credential may write."""
+    credential may write; and, when it proved something, what it read as a boot pack."""
     place.keep_traces(environ)
+    if proved is None or proved.snapshot is None or proved.drive is None:
+        return
+    repository, folder = proved.repository, frames_folder(proved.repository, place.environ)
+    cache = disk_cache(folder, default_cache_bytes(folder), tell)
+    traces = cache_folder(place.environ) / repository.config.repo_id / "traces"
+    learning = BootLearning(repository, proved.drive.reader, traces)
+    for disk in proved.disks:
+        trace = learning.newest(disk)
+        if trace is not None:
+            leave_boot_pack(repository, proved.snapshot, trace, cache=cache, tell=tell)
 
 
 class _Looking:
@@ -130,6 +151,7 @@ class _Looking:
         self._repository: Repository | None = None
         self._search: MarkSearch | None = None
         self.snapshot: Snapshot | None = None
+        self.drive: Drive | None = None
         self.disks: list[StoredDisk] = []
         self.marks: list[Mark] = []
         self.volumes: list[Opened] = []
@@ -185,7 +207,9 @@ class _Looking:
             if selected.snapshot.id != d.snapshot_id:
                 selected = select(self.repository, d.snapshot_id)
             self.snapshot = selected.snapshot
-            drive = self._held.enter_context(looking_inside(self.repository, self._place.environ))
+            self.drive = drive = self._held.enter_context(
+                looking_inside(self.repository, self._place.environ)
+            )
             self.disks = in_order(drive.opened(self.snapshot).disks, hardware_of(self.snapshot.summary))
             overlays = [vm.folder.overlay(number) for number in range(len(self.disks))]
             self._search = MarkSearch(drive, self.disks, overlays)

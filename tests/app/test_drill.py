@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cloudmount.app import drillrun
-from cloudmount.app.drill import _result
+from cloudmount.app.drill import _leave_for_boots, _result
 from cloudmount.app.drilldisks import Opened
 from cloudmount.app.drillplace import drill_place
 from cloudmount.app.drillrun import Seen, watch
@@ -18,6 +18,11 @@ from cloudmount.app.places import cache_folder, state_folder
 from cloudmount.app.vms import KILLED
 from cloudmount.boot.proving import Evidence
 from cloudmount.guest.marks import Mark
+from cloudmount.repo.names import BOOT_PACKS
+from tests.backup.lab import Lab
+from tests.tree.test_bootlearning import boot, kept, lab, learning
+
+__all__ = ["lab"]  # the fixture
 
 SERIAL = Evidence("serial", "its serial line said 'x login:'")
 JOURNAL = Mark("journal", "a new boot id", True)
@@ -142,3 +147,27 @@ def test_a_place_is_empty_and_gone_afterwards(tmp_path: Path) -> None:
             assert not left.exists()
     kept = [p.relative_to(cache_folder(environ)) for p in cache_folder(environ).rglob("*") if p.is_file()]
     assert kept == [trace] and os.listdir(place.path.parent) == [] and told == []
+
+
+def test_one_that_proves_leaves_what_makes_boots_quicker(lab: Lab, tmp_path: Path) -> None:
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    told: list[str] = []
+
+    def left() -> int:
+        return len(list(lab.store.list(BOOT_PACKS)))
+
+    with drill_place(environ, told.append) as place:
+        traces = cache_folder(place.environ) / lab.repository.config.repo_id / "traces"
+        with learning(lab, traces) as tree:
+            boot(tree)
+        assert len(kept(lab)) == 1
+        with learning(lab, None) as tree:
+            snapshot = tree.repository.latest("srv")
+            looking: Any = SimpleNamespace(
+                repository=tree.repository, snapshot=snapshot, drive=tree, disks=tree.opened(snapshot).disks
+            )
+            _leave_for_boots(place, environ, None, told.append)
+            assert left() == 0
+            _leave_for_boots(place, environ, looking, told.append)
+            assert left() == 1
+    assert told == [] and len(list(cache_folder(environ).glob("*/traces/*/*"))) == 1

@@ -218,9 +218,22 @@ def test_a_damaged_frame_is_left_out(lab: Lab) -> None:
     whole = left.frames
     name = next(iter(objects(memory(lab), PACKS)))
     flip(memory(lab), name, 8 * 100)  # in its first frame
+    del memory(lab).objects[left.name]
     left = leave_boot_pack(repository, repository.latest("srv"), trace, tell=print)
     assert left is not None
     assert whole - 1 <= left.frames <= whole
+
+
+def test_one_that_serves_on_is_not_stored_anew(lab: Lab) -> None:
+    drilled(lab)
+    assert drilled(lab) == [] and len(packs(lab)) == 1
+    disk = lab.folder / "disk.img"
+    with disk.open("r+b") as f:
+        for at in READS[:2]:
+            f.seek(at * UNIT)
+            f.write(b"changed")
+    lab.backup(disk)
+    assert drilled(lab) == [] and len(packs(lab)) == 2
 
 
 def test_a_clean_check_says_nothing_of_it(lab: Lab) -> None:
