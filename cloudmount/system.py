@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from cloudmount.winnames import UNITS, escape
+
 WINDOWS = sys.platform == "win32"
 
 # Files
@@ -223,11 +225,8 @@ def kept_below(variable: str, default: str, environ: Mapping[str, str]) -> str:
 
 # Names and paths
 
-_DEVICES = re.compile(
-    r"(con|prn|aux|nul|conin\$|conout\$|com[0-9\u00b9\u00b2\u00b3]|lpt[0-9\u00b9\u00b2\u00b3])[ .]*(\.|:|$)",
-    re.IGNORECASE,
-)
-_NOT_IN_NAMES = re.compile('[\x00-\x1f<>:"/\\\\|?*]')
+_PRIVATE = re.compile("[\uf000-\uf0ff]")
+"""What the drive writes other characters as (`winnames`); in names as they are kept, they are themselves."""
 _LONG = 240
 """Characters after which a Windows path is given in its long form: folders may have 247, files 259."""
 _A_WINDOWS_PATH = re.compile(r"[A-Za-z]:([\\/]|$)|\\\\")
@@ -246,20 +245,14 @@ def stored_name(name: str) -> str:
 
 def windows_refuses(name: str) -> str | None:
     """Why Windows can't hold a file of this name; None when it can. A colon would name a stream of another
-    file, a backslash another folder, `NUL` a device."""
-    if not name or name in (".", ".."):
+    file, a backslash another folder, `NUL` a device. Which those are, `winnames` knows."""
+    if not name or name in (".", "..") or "\0" in name or "/" in name:
         return "no name for a file"
-    bad = _NOT_IN_NAMES.search(name)
-    if bad is not None:
-        return f"Windows can't hold names with {bad[0]!r}"
-    if name[-1] in ". ":
-        return f"Windows can't hold names that end in {name[-1]!r}"
-    if _DEVICES.match(name):
-        return "Windows keeps this name for a device"
-    if any("\ud800" <= c <= "\udfff" for c in name):
-        return "its bytes are not text"
-    if len(name.encode("utf-16-le")) > 2 * 255:
-        return "Windows can't hold names of more than 255 characters"
+    plain = _PRIVATE.sub("_", name)
+    if escape(plain) != plain:
+        return "Windows can't hold this name, or would take it for another's or a device's"
+    if len(name.encode("utf-16-le", "surrogatepass")) > 2 * UNITS:
+        return f"Windows can't hold names of more than {UNITS} characters"
     return None
 
 

@@ -18,6 +18,7 @@ MARKS = {
         "cli/",
         "guest/test_children.py",
         "mounts/test_looking.py",
+        "mounts/winfsp/test_winfsp_letters.py",
         "reader/test_diskcache.py",
         "service/",
         "windows/test_stage.py",

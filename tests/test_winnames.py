@@ -7,7 +7,7 @@ import re
 from pathlib import PureWindowsPath
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cloudmount.mounts.winfsp_names import shown_names
@@ -15,6 +15,7 @@ from cloudmount.system import windows_refuses
 from cloudmount.winnames import UNITS, escape, fold, unescape, units
 from tests.strategies import names
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ILLEGAL = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
@@ -25,6 +26,7 @@ def is_device(name: str) -> bool:
     return PureWindowsPath(name).is_reserved()
 
 
+@unhurried
 @given(names())
 @example("CON")
 @example("nul.tar.gz")
@@ -48,6 +50,7 @@ def test_every_name_becomes_one_that_windows_can_hold_and_back(name: str) -> Non
     assert windows_refuses(name) is not None or shown == name or re.search("[\uf000-\uf0ff]", name)
 
 
+@unhurried
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=255))
 def test_no_name_becomes_longer_but_for_what_nobody_has(name: str) -> None:
     if name in (".", "..") or re.search("[\uf000-\uf0ff\ud800-\udfff]", name):
@@ -55,6 +58,7 @@ def test_no_name_becomes_longer_but_for_what_nobody_has(name: str) -> None:
     assert units(escape(name)) == units(name)
 
 
+@unhurried
 @given(names())
 def test_what_was_not_escaped_is_no_escape(shown: str) -> None:
     name = unescape(shown)
@@ -88,6 +92,7 @@ def test_fold_is_a_unit_for_a_unit() -> None:
     assert fold("readme") == fold("README") != fold("readme ")
 
 
+@unhurried
 @given(st.lists(names(), unique=True, max_size=12))
 def test_no_two_names_of_a_folder_are_equal_to_windows(children: list[str]) -> None:
     shown = shown_names(children)

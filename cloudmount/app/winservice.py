@@ -138,12 +138,13 @@ def remove(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Record:
     """As `service.remove`."""
-    api, records, name = Api(dlls or windows()), _records(environ), service_name(mountpoint)
+    records, name = _records(environ), service_name(mountpoint)
     record = records.read(name)
     if record is None:
         raise NotFoundError(
             f"no service is installed for {mountpoint}; 'cloudmount service status' tells which"
         )
+    api = Api(dlls or windows())
     try:
         _stop(api, name, sleep)
         api.delete_service(name)
@@ -162,14 +163,14 @@ def status(
     mountpoint: str | None, environ: Mapping[str, str] = os.environ, dlls: Dlls | None = None
 ) -> list[Status]:
     """As `service.status`; that it runs means that its drive is up."""
-    api, records = Api(dlls or windows()), _records(environ)
+    records = _records(environ)
     found = []
     for name in [service_name(mountpoint)] if mountpoint is not None else records.names():
         record = records.read(name)
         if record is None:
             raise NotFoundError(f"no service is installed for {mountpoint}")
         try:
-            told = api.query(name)
+            told = Api(dlls or windows()).query(name)
             known = _STATES.get(told.dwCurrentState, f"state {told.dwCurrentState}")
             if told.dwServiceSpecificExitCode:
                 known += f" (exit code {told.dwServiceSpecificExitCode})"

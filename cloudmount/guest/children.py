@@ -211,6 +211,8 @@ class Children:
             why, spun = self._ended(child, error)
             if spun:
                 self._wedged.remember(about, f"{why}; it is not tried again")
+            elif child.late:
+                self._wedged.silent(about, f"{why}, twice; it is not tried again")
             raise UnreadableInputError(f"{volume.where}: {why}") from None
         finally:
             self._give_back(volume, child, good)

@@ -1,8 +1,9 @@
 """What used up a parser's processor time is not tried again.
 
 Decided here and only here: that a file or folder on which a parser span once fails at once from then on, as
-its bytes never change; each try would cost as many seconds again, and one parser. Crashes and silence are not
-remembered: a machine short of memory or time causes them too. Any number of threads.
+its bytes never change; each try would cost as many seconds again, and one parser. Silence counts when it was
+met twice, crashes never: a machine short of time or memory, or one that slept, causes them too. Any number of
+threads.
 """
 
 from __future__ import annotations
@@ -20,12 +21,23 @@ class Wedged:
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._why: OrderedDict[Hashable, str] = OrderedDict()
+        self._silent: OrderedDict[Hashable, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def why(self, call: Hashable) -> str | None:
         """Why a call is refused; None when it isn't."""
         with self._lock:
             return self._why.get(call)
+
+    def silent(self, call: Hashable, why: str) -> None:
+        """A parser said nothing for too long; the second time the call is refused from now on."""
+        with self._lock:
+            again = call in self._silent
+            self._silent[call] = None
+            if len(self._silent) > self._most:
+                self._silent.popitem(last=False)
+        if again:
+            self.remember(call, why)
 
     def remember(self, call: Hashable, why: str) -> None:
         """It is refused from now on."""

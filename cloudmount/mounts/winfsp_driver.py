@@ -24,7 +24,7 @@ from typing import Any
 
 from cloudmount.errors import CloudMountError, TargetExistsError
 from cloudmount.mounts import ntstatus
-from cloudmount.mounts.bounded import SECONDS, Bounded
+from cloudmount.mounts.bounded import Bounded
 from cloudmount.mounts.driver import DriveOptions
 from cloudmount.mounts.winfsp import CLUSTER, Operations, filetime
 from cloudmount.nodes import Dir
@@ -212,14 +212,12 @@ def _file_system(winfspy: Any) -> Any:
 class WinFspDrive:
     """A `Dir` at a drive letter (`X:`). A `driver.Drive`; the class is a `driver.Driver`."""
 
-    def __init__(
-        self, root: Dir, mountpoint: str, options: DriveOptions, *, bound_seconds: float = SECONDS
-    ) -> None:
+    def __init__(self, root: Dir, mountpoint: str, options: DriveOptions) -> None:
         winfspy = require()
         self.up = threading.Event()
         self._stop = threading.Event()
         self._at = mountpoint
-        self._bounded = Bounded(bound_seconds)
+        self._bounded = Bounded()
         # Its handle is valid as long as this is.
         self._descriptor = winfspy.plumbing.SecurityDescriptor.from_string(
             descriptor(account_sid(), everyone=options.allow_other)
@@ -287,8 +285,10 @@ class WinFspDrive:
         return True
 
     def unmount(self) -> None:
-        """Have `run` end the drive. Safe on any thread, and twice."""
+        """Have `run` end the drive; what waits for the tree, perhaps `run` itself, waits no more. Safe on
+        any thread, and twice."""
         self._stop.set()
+        self._bounded.end()
 
     def waiting(self, seconds: float) -> int:
         """Requests that have waited that long."""

@@ -42,7 +42,7 @@ FRESH_AT_MOST = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a path names. `linked`: a link is on the way, so it may name something else tomorrow."""
+    """What a path names."""
 
     node: Node
     attr: Attr
@@ -50,7 +50,6 @@ class Found:
     """Those on the way, the root first; a folder is its own last."""
     path: str = ""
     r"""As the drive shows it, in its own case: `\a\b`, the root's is empty."""
-    linked: bool = False
 
     @property
     def is_dir(self) -> bool:
@@ -159,13 +158,13 @@ class Names:
             node = here.lookup(name) if name is not None else None
         if node is None or name is None:
             return None
-        attr, linked = node.attr(), folder.linked
+        attr = node.attr()
         if attr.kind is Kind.LINK:
-            node, linked = self._followed(folder, cast(Link, node)), True
+            node = self._followed(folder, cast(Link, node))
             attr = node.attr()
         way = (*folder.folders, node) if is_dir(node) else folder.folders
         called = index.shown[name]
-        return called, Found(node, attr, way, f"{folder.path}\\{called}", linked)
+        return called, Found(node, attr, way, f"{folder.path}\\{called}")
 
     def listing(self, folder: Found) -> list[tuple[str, Attr]]:
         """A folder as the drive shows it, in Windows' order."""

@@ -21,7 +21,9 @@ from typing import Any
 from cloudmount.errors import CloudMountError
 from cloudmount.service import winapi as w
 
-STOP_SECONDS = 4.5
+STOP_SECONDS = 3.8
+"""Before the drive itself ends its process (`lifecycle.END_SECONDS`): what goes without a word Windows starts
+again."""
 START_HINT_MS, STOP_HINT_MS = 90_000, 5_000
 CONNECT_SECONDS = 30.0
 NOT_AGAIN = (0, 2, 6, 130)

@@ -149,8 +149,8 @@ class Inside:
         source = _Part(disk, partition)
         found = found or recognise(source, partition)
         label, volume, warning = "", None, ""
+        drive = self._opened.drive
         if found.parser is not None:
-            drive = self._opened.drive
             volume = Volume(drive.parsers, source, found.parser, where, drive.folders, drive.tell)
             try:
                 label, warning = volume.label, volume.warning
@@ -159,9 +159,12 @@ class Inside:
         name = partition_name(partition, label, found)
         note = found.what + (f"; {warning}" if warning else "")
         if volume is not None:
-            if warning:
-                self._opened.drive.tell(f"{where}: {warning}")
             number = partition.number
+
+            def entered(text: str = f"{where}: {warning}" if warning else "") -> None:
+                if text:
+                    drive.tell(text)
+
             guest = Guest(
                 volume,
                 lambda n: self._inode(number, f"#{n}"),
@@ -169,6 +172,7 @@ class Inside:
                 source.prefetch,
                 self._allowed,
                 lambda: PlacedFiles(self._opened.drive.repository.keys, self._disk.map, source.start),
+                entered,
             )
             return name, GuestDir(guest, (), None, note)
         text = f"Partition {partition.number}: {found.what}. The files in it can't be shown.{self._instead()}"
@@ -260,7 +264,10 @@ class Guest:
         prefetch: Callable[[int, int], None],
         allowed: Callable[[], int],
         placed: Callable[[], PlacedFiles],
+        entered: Callable[[], None] = lambda: None,
     ) -> None:
+        """`entered` is called when somebody looks into it."""
+        self.entered = entered
         self.volume, self.inode, self.mtime_ns = volume, inode, mtime_ns
         self._prefetch, self._allowed, self._placed = prefetch, allowed, placed
 
@@ -338,10 +345,14 @@ class GuestDir:
         return self._guest.volume.root if self._entry is None else self._entry.number
 
     def lookup(self, name: str) -> Node | None:
+        if self._entry is None:
+            self._guest.entered()
         found = self._guest.volume.lookup(self._path, self._number(), name)
         return None if found is None else self._guest.node((*self._path, found.name), found)
 
     def list(self) -> Iterator[tuple[str, Node]]:
+        if self._entry is None:
+            self._guest.entered()
         for name, entry in self._guest.volume.folder(self._path, self._number()).items():
             yield name, self._guest.node((*self._path, name), entry)
 

@@ -66,6 +66,7 @@ def test_a_machine_is_given_over_to_local_disks(console: Console, tmp_path: Path
     until(lambda: the_vm(console)["hydration"] is None, 60, "that it is told")
     vm = the_vm(console)
     assert vm["state"] == "running" and vm["local"] and vm["written_bytes"] == 0
+    assert " here " in console.run("vms").stdout
     assert list(folder.glob("*.qcow2")) == [] and not os.path.ismount(folder / "drive")
     console.run("stop", "srv", "--timeout", "0", **NOTHING)
 

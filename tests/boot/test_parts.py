@@ -185,6 +185,22 @@ def test_every_format_is_stated_and_every_error_a_pause() -> None:
     assert sum(d.startswith("ich9-ahci") for d in values(found, "-device")) == 2
 
 
+def test_disks_of_this_computer() -> None:
+    found = options(Disk("/d/1.img", MIB, overlay=False), Disk("/d/2.img", MIB))
+    nodes = [json.loads(node) for node in values(found, "-blockdev")]
+    assert [(n["node-name"], n["driver"], n.get("filename"), n.get("read-only")) for n in nodes] == [
+        ("disk0", "file", "/d/1.img", False),
+        ("local1", "file", "/d/2.img", True),
+        ("file1", "file", "disk2.qcow2", None),
+        ("disk1", "qcow2", None, None),
+    ]
+    assert nodes[-1]["backing"] == "local1"
+    assert not any(n["cache"]["no-flush"] for n in nodes)
+    devices = [json.loads(d) for d in values(found, "-device") if d.startswith("{")]
+    assert [d["drive"] for d in devices] == ["disk0", "disk1"]
+    assert all((d["rerror"], d["werror"]) == ("stop", "stop") for d in devices)
+
+
 def test_the_disk_that_boots_is_first_and_none_is_moved() -> None:
     found = options(Disk("drive/1.img", MIB), Disk("drive/2.img", MIB, bootable=True))
     devices = [json.loads(d) for d in values(found, "-device") if d.startswith("{")]

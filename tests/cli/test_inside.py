@@ -83,6 +83,8 @@ def test_what_is_no_file_and_what_is_stale_is_told_once(console: Console, tmp_pa
     image = make_ext(tmp_path / "disk.img", 8 * MIB, source)
     debugfs(image, ["mknod pipe p", "mknod device c 4 1", "feature needs_recovery", "ssv journal_inum 0"])
     console.run("backup", "--name", "srv", str(image))
+    told = console.run("ls", "srv:disk")  # beside it; a warning is for who looks into it
+    assert "could not be applied" in told.stdout and "could not be applied" not in told.stderr
     one, back, new = (str(tmp_path / name) for name in ("one", "back", "new"))
     for command, code in (
         (("ls", "srv:disk/1-root"), 0),

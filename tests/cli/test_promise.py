@@ -44,15 +44,18 @@ OPTIONS = {
     "stop": OUTPUT | {"--timeout", "--delete"},
     "console": OUTPUT,
     "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
-    "hyperv": STORE | OUTPUT | MOVES | {"--via", "--output", "--read"},
-    "service": STORE | OUTPUT | MOVES
-    | {"--cache-dir", "--cache-size", "--driver", "--io-timeout", "--allow-other", "--hydrate-to",
-       "--credentials", "--fstab", "--root"},
+    "hyperv": set(),
+    "service": set(),
     "status": OUTPUT,
 }  # fmt: skip
 HYPERV = {
     "boot": STORE | OUTPUT | MOVES | {"--via", "--output"},
     "preflight": OUTPUT | {"--output", "--read"},
+}
+SERVICE = {
+    "install": OPTIONS["mount"] - {"--daemon"} | {"--credentials", "--fstab", "--root"},
+    "remove": OUTPUT | {"--root"},
+    "status": OUTPUT | {"--root"},
 }
 SNAPSHOT = {"id", "machine", "time", "disks", "files", "consistent", "proved"}
 EXIT_CODES = {
@@ -76,9 +79,7 @@ def test_commands() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name: str) -> None:
-    command = _command(name)
-    below = command.commands.values() if isinstance(command, click.Group) else [command]
-    options = [p for c in below if not c.hidden for p in c.params if isinstance(p, click.Option)]
+    options = [p for p in _command(name).params if isinstance(p, click.Option)]
     found = {o for option in options for o in option.opts}
     assert found == OPTIONS[name]
     assert all((option.help or "").endswith((".", "]")) for option in options)
@@ -95,6 +96,17 @@ def test_options_of_hyperv(name: str) -> None:
     assert {o for option in options for o in option.opts} == HYPERV[name]
     assert all((option.help or "").endswith((".", "]")) for option in options)
     assert f"| `hyperv {name}" in PROMISE
+
+
+@pytest.mark.parametrize("name", SERVICE)
+def test_options_of_service(name: str) -> None:
+    group = _command("service")
+    assert isinstance(group, click.Group)
+    assert {n for n, command in group.commands.items() if not command.hidden} == set(SERVICE)
+    options = [p for p in group.commands[name].params if isinstance(p, click.Option)]
+    assert {o for option in options for o in option.opts} == SERVICE[name]
+    assert all((option.help or "").endswith((".", "]")) for option in options)
+    assert f"`service {name}" in PROMISE
 
 
 def test_exit_codes() -> None:

@@ -214,7 +214,7 @@ def campaign(seed: int, count: int, kind: str = "") -> str:
     what was wrong. What was done."""
     done: Counter[str] = Counter()
     old, processes._START = processes._START, START
-    children = Children(8, thinking=8.0, idle=600)
+    children = Children(10, thinking=8.0, idle=600)
     try:
         with tempfile.TemporaryDirectory(prefix="guest-campaign-") as folder:
             made = [base for base in bases(Path(folder)) if base.name.startswith(kind)]
@@ -243,7 +243,7 @@ def campaign(seed: int, count: int, kind: str = "") -> str:
                     sound.volume.forget()
                     if walk(sound.volume, Counter()) != sound.expected:
                         raise AssertionError(f"seed {seed}, after volume {n}: {sound.name} reads wrong")
-        assert len(children.pids()) <= 8
+        assert len(children.pids()) <= 10
         told = f"guest: {count} mutated volumes, {dict(sorted(done.items()))}"
         return f"{told}, {children.started} parsers, the slowest {slowest:.1f} s"
     finally:

@@ -204,6 +204,7 @@ def _paths(stage: Stage) -> None:
     )
     own = "C:\\Users\\me"
     os.environ.update(USERPROFILE=own, LOCALAPPDATA=f"{own}\\AppData\\Local", SYSTEMROOT="C:\\Windows")
+    os.environ["PROGRAMDATA"] = "C:\\ProgramData"
 
 
 def _told(call: Callable[..., Any], stage: Stage, paths: int = 1) -> Callable[..., Any]:

@@ -180,17 +180,27 @@ def test_names_that_windows_would_take_for_something_else(
     capsys.readouterr()
 
 
-def test_what_needs_linux_says_so_in_one_line(windows: Windows) -> None:
+def test_what_is_not_there_is_said_in_one_line(windows: Windows) -> None:
+    """No FUSE, no QEMU, no sockets of Unix, and here no WinFsp: never a traceback."""
+    (windows.c / "disk.img").write_bytes(bytes(MIB))
     said = windows.run(
+        ["init"],
+        ["backup", "--name", "srv", "C:\\disk.img"],
         ["mount", "C:\\drive", "--daemon"],
         ["boot", "srv"],
+        ["nbd", "srv", "--listen", "unix:C:\\socket"],
+        ["mount", "X:"],
+        ["umount", "X:"],
         ["vms"],
+        ["service", "status"],
+        ["service", "remove", "X:"],
         ["cp", "C:\\docs", "C:\\x"],
-        ["ls", "srv"],
-        codes=(2, 2, 0, 5, 5),
+        codes=(0, 0, 2, 2, 2, 1, 3, 0, 0, 3, 3),
     )
-    for _, error in said[:2]:
-        assert error.count("\n") == 1 and "Linux" in error, error
+    for _, error in (*said[2:5], said[5], said[6], said[9], said[10]):
+        assert error.count("\n") == 1, error
+    assert all("Linux" in error for _, error in said[2:5])
+    assert "no path of this computer" in said[10][1]
 
 
 def test_a_console_window_that_is_closed_interrupts(windows: Windows) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from cloudmount.mounts import winfsp_driver
-from cloudmount.mounts.bounded import SECONDS
 from cloudmount.mounts.driver import DriveOptions
 from cloudmount.mounts.winfsp_driver import WinFspDrive
 from cloudmount.nodes import Dir
@@ -70,15 +70,26 @@ class Letters:
         root: Dir,
         options: DriveOptions | None = None,
         letter: str | None = None,
-        bound_seconds: float = SECONDS,
     ) -> Mounted:
         """Up and answering."""
         at = letter or f"{next(self._free)}:"
-        drive = WinFspDrive(root, at, options or DriveOptions(), bound_seconds=bound_seconds)
+        drive = WinFspDrive(root, at, options or DriveOptions())
         mounted = Mounted(self.machine, drive, at)
         self._ending.callback(mounted.end)
         assert drive.up.wait(60), "the drive does not come up"
         return mounted
+
+
+class _Unhandled(logging.Handler):
+    """What winfspy logs: only what a callback should not have raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Kept."""
+        self.told.append(self.format(record))
 
 
 @contextmanager
@@ -87,6 +98,10 @@ def windows(tmp_path: Path, patch: pytest.MonkeyPatch, machine: Machine | None =
     machine = machine or Machine()
     patch.setattr(winfsp_driver, "account_sid", lambda: ACCOUNT)
     patch.setattr(winfsp_driver, "_stat", machine.stat)
+    unhandled = _Unhandled()
     with winfspy_here(machine, tmp_path / "WinFsp"), ExitStack() as ending:
+        logging.getLogger("winfspy").addHandler(unhandled)
+        ending.callback(logging.getLogger("winfspy").removeHandler, unhandled)
         yield Letters(machine, ending)
     assert not machine.volumes
+    assert unhandled.told == [], "an exception that winfspy had to answer by itself"

@@ -22,7 +22,7 @@ if __name__ == "__main__":
         patch.setattr(letters, "WINDOWS", True)
         for bound in ("END_SECONDS", "GRACE_SECONDS"):  # what happens, not how quickly
             patch.setattr(lifecycle, bound, 60.0)
-        patch.setattr(letters, "end_process", lambda record, _: within(60, lambda: not record.alive))
+        patch.setattr(letters, "end_process", lambda record, _: within(100, lambda: not record.alive))
         with windows(Path(folder), patch):
             code = run(sys.argv[1:])
     sys.stdout.flush()

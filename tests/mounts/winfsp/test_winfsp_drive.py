@@ -19,11 +19,11 @@ from cloudmount.extents import BlockSource, Bytes
 from cloudmount.mounts import ntstatus, winfsp_driver
 from cloudmount.mounts.driver import DriveOptions
 from cloudmount.mounts.winfsp_driver import THREADS, WinFspDrive, account_sid, descriptor
-from cloudmount.nodes import Node
+from cloudmount.nodes import Attr, Node
 from tests.mounts.mounting import within
 from tests.mounts.winfsp.bindings import winfspy_here
 from tests.mounts.winfsp.machine import Machine
-from tests.mounts.winfsp.mounting import Letters, windows
+from tests.mounts.winfsp.mounting import Letters, Mounted, windows
 from tests.mounts.winfsp.structures import READ, READ_ATTRIBUTES, NtError, rights
 from tests.mounts.winfsp.test_winfsp_conformance import refused
 from tests.mounts.winfsp.volume import CREATE, DIRECTORY_FILE, NAME_INVALID, NON_DIRECTORY_FILE
@@ -35,6 +35,12 @@ from tests.trees.memory_tree import MemoryDir, MemoryFile, MemoryLink, Pattern, 
 def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Letters]:
     with windows(tmp_path, monkeypatch) as letters:
         yield letters
+
+
+def time_out(mounted: Mounted) -> None:
+    """What is at work has taken too long: as when its time has passed, of which `test_bounded` makes sure."""
+    for call in list(mounted.drive._bounded._calls):
+        call.settle(None, StoreTimeoutError("no answer within 240 s"))
 
 
 # What Explorer and scanners do
@@ -204,11 +210,15 @@ def test_a_read_is_answered_before_winfsp_gives_up(letters: Letters) -> None:
             closed.append(source.again())
             return closed[-1]
 
-    mounted = letters.mount(MemoryDir({"f": Kept(source), "g": MemoryFile(b"g")}), bound_seconds=0.2)
+    mounted = letters.mount(MemoryDir({"f": Kept(source), "g": MemoryFile(b"g")}))
     volume = mounted.volume
     file = volume.open("\\f")
     try:
-        refused(ntstatus.IO_TIMEOUT, lambda: volume.read(file, 0, 512))
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(volume.read, file, 0, 512)
+            assert within(60, lambda: gate.waiting == 1)
+            time_out(mounted)
+            refused(ntstatus.IO_TIMEOUT, lambda: reading.result(60))
         volume.close(file)
         assert volume.info("\\g").size == 1
         assert closed[0].closed == 0, "a read is still at work in it"
@@ -223,13 +233,14 @@ def test_a_late_open_is_closed(letters: Letters) -> None:
 
     class Late(MemoryFile):
         def open(self) -> BlockSource:
+            time_out(mounted)
             gate(0, 0)
             sources.append(Watched(self.source, lambda *_: None))
             return sources[-1]
 
-    volume = letters.mount(MemoryDir({"f": Late(b"late")}), bound_seconds=0.2).volume
+    mounted = letters.mount(MemoryDir({"f": Late(b"late")}))
     try:
-        refused(ntstatus.IO_TIMEOUT, lambda: volume.open("\\f"))
+        refused(ntstatus.IO_TIMEOUT, lambda: mounted.volume.open("\\f"))
     finally:
         gate.open.set()
     assert within(60, lambda: [s.closed for s in sources] == [1])
@@ -254,6 +265,28 @@ def test_it_ends_with_reads_in_flight(letters: Letters) -> None:
         finally:
             gate.open.set()
     assert not letters.machine.volumes
+
+
+def test_it_ends_before_it_ever_answered(letters: Letters) -> None:
+    gate = Gate()
+
+    class Silent(MemoryDir):
+        def attr(self) -> Attr:
+            if threading.current_thread().name.startswith("cloudmount-winfsp"):
+                gate(0, 0)
+            return super().attr()
+
+    drive = WinFspDrive(Silent(), "X:", DriveOptions())
+    running = threading.Thread(target=drive.run)
+    running.start()
+    try:
+        assert within(60, lambda: gate.waiting == 1)
+        drive.unmount()
+        running.join(60)
+        assert not running.is_alive()
+        assert not drive.up.is_set()
+    finally:
+        gate.open.set()
 
 
 def test_what_is_left_open_is_closed_at_the_end(letters: Letters) -> None:
