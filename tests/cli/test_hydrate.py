@@ -50,7 +50,7 @@ def place(to: Path, name: str) -> Path:
 
 def wait_for(console: Console, state: str) -> dict[str, Any]:
     """The one hydration, once it is so far."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while True:
         found = [h for h in console.json("status")["hydrations"] if h["state"] == state]
         if found and (state != "running" or found[0]["done_bytes"]):
@@ -109,7 +109,7 @@ def test_verify_local_needs_nothing_but_the_file(stored: Console, tmp_path: Path
 def test_it_ends_at_any_time_and_goes_on(stored: Console, tmp_path: Path) -> None:
     to = tmp_path / "to"
     arguments = ("hydrate", "srv:data", "--to", str(to), "--format", "raw")
-    running = start(stored, *arguments, "--bandwidth", ":1M")
+    running = start(stored, *arguments, "--bandwidth", ":250K")
     told = wait_for(stored, "running")
     copy = place(to, "data.img")
     assert (told["path"], told["disk"], told["pid"]) == (str(copy), "data", running.pid)
