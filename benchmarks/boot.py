@@ -6,7 +6,8 @@
 Decided here and only here: what is measured and in what order. The disk of server_guest.py lies in an
 Azurite, whole or in a repository, behind a line of 100 Mbit/s down, 20 up and 40 ms (tests/wanlink.py).
 Each repetition boots it once by each way (drives.py), every time with empty caches, another way first
-each time; "booted before" with the trace that an earlier boot left in the repository. Measured for each:
+each time; "booted before" with the trace that an earlier boot left in the repository, "after a drill" with
+the boot pack that one leaves. Measured for each:
 seconds until the drive is there, seconds from power-on to the guest's GUEST-READY, and, at that moment,
 bytes that came down the line, requests, connections and the memory of what serves the disk. The store is
 filled beforehand, without the line's limits. One thread, beside those of the line.
@@ -34,7 +35,7 @@ from benchmarks.commands import MIB, BenchmarkError, end_cleanly, machine, media
 from benchmarks.drives import Way
 from benchmarks.server_guest import cached_guest
 from benchmarks.vm import boot
-from demo.accelerator import accelerator
+from cloudmount.boot.accelerator import Trial
 from tests.wanlink import WanLink
 
 RTT, DOWN_MBIT, UP_MBIT = 0.04, 100, 20
@@ -46,6 +47,7 @@ WAYS: dict[str, Callable[[Path], Way]] = {
     "local": drives.Local,
     "cloudmount": drives.Cloudmount,
     "learned": drives.Learned,
+    "drilled": drives.Drilled,
     "rclone": drives.Rclone,
     "nbdkit": partial(drives.Nbdkit, cached=False),
     "nbdkit-cache": partial(drives.Nbdkit, cached=True),
@@ -236,7 +238,7 @@ def main() -> int:
         return 1
     versions = {way.name: way.version() for way in ways}
     if given.json:
-        host["accelerator"] = accelerator()
+        host["accelerator"] = Trial().result()
         result = {
             "benchmark": "boot",
             "machine": host,

@@ -3,7 +3,8 @@
 Decided here and only here: their commands and settings.
 
     local           the plain VHDX on this machine's disk
-    cloudmount      `cloudmount mount`, and variants whose repository differs
+    cloudmount      `cloudmount mount`, and variants whose repository differs; "booted before" with the trace
+                    of an earlier boot, "after a drill" with the boot pack that a drill leaves
     rclone          `rclone mount --vfs-cache-mode full` of the plain VHDX, defaults otherwise
     nbdkit          nbdkit's curl plugin on the plain VHDX, as a block device
     nbdkit cache    the same with its cache filter
@@ -30,8 +31,11 @@ from benchmarks import azurite
 from benchmarks.ageing import Ageing
 from benchmarks.commands import BenchmarkError, Run, cloudmount, program, run, stop, version
 from benchmarks.vm import Disk, boot
+from cloudmount.app.bootpacks import leave_boot_pack
+from cloudmount.app.opening import open_repository
 from cloudmount.app.places import connect
-from cloudmount.repo.names import TRACES
+from cloudmount.repo.names import TRACES, traces_of
+from cloudmount.repo.traces import read_trace
 
 PASSWORD = "benchmark"
 PLAIN = "plain"
@@ -190,6 +194,22 @@ class Cloudmount(Way):
                 for info in list(store.list(TRACES)):
                     store.delete(info.name)
 
+    def back_up(self, work: Path) -> None:
+        """Once more."""
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            self._backup(self.environ(Path(folder)), self.image)
+
+    def leave_boot_pack(self, folder: Path) -> None:
+        """As a drill does, of the newest trace."""
+        repository = open_repository(
+            self.repository, PASSWORD, environ=self.environ(folder), tell=print, cached=False
+        )
+        with repository.store:
+            tag = repository.keys.tag("server")
+            trace = read_trace(repository, next(repository.store.list(traces_of(tag), limit=1)))
+            if leave_boot_pack(repository, repository.latest("server"), trace, tell=print) is None:
+                raise BenchmarkError("no boot pack was left")
+
 
 class Learned(Cloudmount):
     """CloudMount, where the machine was booted from the repository before."""
@@ -206,6 +226,21 @@ class Learned(Cloudmount):
         with tempfile.TemporaryDirectory(dir=work) as folder, self.opened(Path(folder)) as disk:
             boot(disk, Path(folder), 600, self.failed, lambda: None)
         return {"backup seconds": seconds}
+
+
+class Drilled(Learned):
+    """CloudMount, where a drill has left a boot pack."""
+
+    def __init__(self, image: Path) -> None:
+        super().__init__(image)
+        self.name = "cloudmount, after a drill"
+        self.repository += "-drilled"
+
+    def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
+        told = super()._fill(environ, work)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            self.leave_boot_pack(Path(folder))
+        return told
 
 
 class Aged(Cloudmount):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.commands import BenchmarkError, program, run, stop
-from demo.accelerator import accelerator
+from cloudmount.boot.accelerator import Trial
 
 CODE, VARS = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 MEMORY_MIB, CPUS = 1024, 2
@@ -50,7 +50,7 @@ def boot(
     pflash = "if=pflash,format=raw"
     command = [
         program("qemu-system-x86_64", "qemu-system-x86"), "-nodefaults", "-no-user-config", "-machine", "q35",
-        "-accel", accelerator(), "-cpu", "max", "-smp", str(CPUS), "-m", str(MEMORY_MIB),
+        "-accel", Trial().result(), "-cpu", "max", "-smp", str(CPUS), "-m", str(MEMORY_MIB),
         "-drive", f"{pflash},unit=0,readonly=on,file={CODE}",
         "-drive", f"{pflash},unit=1,snapshot=on,file={VARS}",
         "-drive", f"if=none,id=d,format=qcow2,file={overlay}",

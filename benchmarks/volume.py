@@ -3,7 +3,7 @@
 Decided here and only here: what copying files out of disks is measured with. A raw disk without a partition
 table, made through ntfs-3g once and kept in the user's cache: 4 GiB, FILES files of 0.2 to 4 KB in FOLDERS
 folders, 256 MiB of noise, and QBW, 20 MiB of which half compresses. The same bytes on every machine but for
-times. One thread.
+times. Or `fragmented`: QBW lies in PIECES pieces, one of another file between any two. One thread.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ NOISE_MIB = 256
 FOLDER = "Users/Public/Documents"
 QBW = f"{FOLDER}/company.QBW"
 QBW_MIB = 20
+PIECES = 640
 LABEL = "BOOKS"
 _UP_SECONDS = 60
 
@@ -62,24 +63,25 @@ def mounted(image: Path, at: Path, *options: str) -> Iterator[Path]:
             stop(serving, patience=1)
 
 
-def cached_volume() -> Path:
+def cached_volume(*, fragmented: bool = False) -> Path:
     """The raw disk in the user's cache, built when it is not there yet."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudmount" / "bench"
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    volume = folder / f"volume-{recipe}.img"
+    kind = "fragmented" if fragmented else "volume"
+    volume = folder / f"{kind}-{recipe}.img"
     if not volume.exists():
         print(f"files: building {volume}, once; this takes a minute or two", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{volume.name}.part"
-        _build(part, folder / f"{volume.name}.mount")
+        _build(part, folder / f"{volume.name}.mount", fragmented)
         part.rename(volume)
-        for older in folder.glob("volume-*.img"):
+        for older in folder.glob(f"{kind}-*.img"):
             if older != volume:
                 older.unlink()  # of an older recipe
     return volume
 
 
-def _build(image: Path, at: Path) -> None:
+def _build(image: Path, at: Path, fragmented: bool) -> None:
     image.unlink(missing_ok=True)
     with image.open("wb") as file:
         file.truncate(SIZE_MIB * MIB)
@@ -102,5 +104,18 @@ def _build(image: Path, at: Path) -> None:
         (root / FOLDER).mkdir(parents=True)
         for n in range(40):
             (root / FOLDER / f"report {n}.pdf").write_bytes(rng.randbytes(30_000))
-        (root / QBW).write_bytes(company())
+        if fragmented:
+            _in_pieces(root / QBW, root / FOLDER / "between.bin", company())
+        else:
+            (root / QBW).write_bytes(company())
     at.rmdir()
+
+
+def _in_pieces(one: Path, other: Path, content: bytes) -> None:
+    """`content` into `one`, written in turns with `other`, so that both lie in PIECES pieces."""
+    length = len(content) // PIECES
+    with one.open("wb", buffering=0) as file, other.open("wb", buffering=0) as between:
+        for at in range(0, len(content), length):
+            for to, data in ((file, content[at : at + length]), (between, content[:4096])):
+                to.write(data)
+                os.fsync(to.fileno())

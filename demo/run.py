@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
-from demo.accelerator import accelerator
+from cloudmount.boot.accelerator import Trial
 from demo.build_guest import GuestError, build, edit
 
 MIB = 1 << 20
@@ -104,7 +104,7 @@ class Demo:
         pflash = "if=pflash,format=raw"
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35",
-            "-accel", accelerator(), "-cpu", "max", "-smp", "2", "-m", "512",
+            "-accel", Trial().result(), "-cpu", "max", "-smp", "2", "-m", "512",
             "-drive", f"{pflash},unit=0,readonly=on,file={CODE}",
             "-drive", f"{pflash},unit=1,snapshot=on,file={VARS}",
             "-drive", f"if=none,id=d,format=qcow2,file={overlay}",

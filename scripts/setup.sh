@@ -138,6 +138,23 @@ install_native() {
     native_stamp >.venv/.native
 }
 
+# The Python layer of Windows' winfspy, which is the same everywhere; the tests put a stand-in below it.
+install_winfspy() {
+    local pin folder=.venv/winfspy-windows
+    pin=$(sed -n '/^winfspy==/,/[^\\]$/p' requirements/test.txt | sed -e '1s/ ;.*\\$/ \\/' -e '/#/d')
+    [ "$(cat $folder/.pin 2>/dev/null)" != "$pin" ] || return 0
+    say "winfspy for Windows into $folder, for the tests of the Windows drive"
+    rm -rf $folder
+    mkdir -p $folder/wheel
+    echo "$pin" >$folder/wheel/requirements.txt
+    .venv/bin/python -m pip --disable-pip-version-check download --quiet --no-input --no-deps --require-hashes \
+        --only-binary :all: --platform win_amd64 --python-version 3.11 --dest $folder/wheel \
+        -r $folder/wheel/requirements.txt
+    .venv/bin/python -m zipfile -e $folder/wheel/winfspy-*.whl $folder
+    rm -r $folder/wheel
+    echo "$pin" >$folder/.pin
+}
+
 install_azurite() {
     local folder=tests/azurite now
     now=$(cat $folder/package.json $folder/package-lock.json $folder/.npmrc | sha256sum)
@@ -151,4 +168,5 @@ install_azurite() {
 install_packages
 install_python
 install_native
+[ "$level" = 1 ] || install_winfspy
 [ "$level" = 1 ] || install_azurite

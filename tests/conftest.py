@@ -18,7 +18,10 @@ MARKS = {
         "cli/",
         "guest/test_children.py",
         "mounts/test_looking.py",
+        "mounts/winfsp/test_winfsp_letters.py",
         "reader/test_diskcache.py",
+        "service/",
+        "windows/test_stage.py",
     ),
     "oracle": (
         "disks/test_readers_and_qemu.py",

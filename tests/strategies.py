@@ -120,3 +120,15 @@ snapshot_keys = st.builds(
     st.integers(0, 2**40 - 1) | st.integers(1_700_000_000, 1_700_000_003),
     ids.map(bytes.hex),
 )
+
+
+def names() -> st.SearchStrategy[str]:
+    """One name in a tree: any characters, lone surrogates too, and often what Windows can't hold."""
+    odd = st.sampled_from(
+        ["CON", "con.txt", "NUL", "aux .x", "COM1", "lpt9.log", "COM¹", "CONIN$", ".", " ", "\uf025",
+         "\uf03a", "\udc80", "\udcff", "\ud800", "\x01", "<", ">", ":", '"', "|", "?", "*", "\\", "%",
+         "\U0001f600", "ß", "ı"]
+    )  # fmt: skip
+    any_character = st.characters(exclude_characters="/\0", exclude_categories=())
+    parts = st.lists(odd | st.text(any_character, max_size=8), min_size=1, max_size=6)
+    return parts.map("".join).filter(lambda name: name not in ("", ".", ".."))

@@ -4,6 +4,8 @@ Decided here and only here: how a VM is made of a snapshot, what of it may be sa
 that its drive gives up a read after at most 10 s: the machine pauses then, well before a guest's own
 patience ends.
 
+A VM whose disks are on this computer needs none of it: it goes on without its repository.
+
 `boot` belongs to the main thread of a process and is its last job, as `mount` is.
 """
 
@@ -11,23 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime as dt
 import os
-import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cloudmount.app.looking import firmware, look_at
+from cloudmount.app.handover import check_local
+from cloudmount.app.looking import firmware_of, in_order, look_at
 from cloudmount.app.machinefile import Hardware, hardware_of, is_called
 from cloudmount.app.mount import OpenedDrive, opened_drive
 from cloudmount.app.places import state_folder
 from cloudmount.app.select import Selected, select
-from cloudmount.app.vms import STARTING, Definition, State, Vm, find_vm, making_one, new_folder, vm_of
-from cloudmount.boot.accelerator import Accelerator, Trial
+from cloudmount.app.vmrun import Away, VmRun
+from cloudmount.app.vms import Definition, Vm, find_vm, making_one, new_folder, vm_of
+from cloudmount.boot.accelerator import Trial
 from cloudmount.boot.firmware import give_variables
 from cloudmount.boot.folder import DRIVE, VARS
 from cloudmount.boot.machine import (
@@ -43,12 +44,8 @@ from cloudmount.boot.machine import (
 )
 from cloudmount.boot.qemu import create_overlay
 from cloudmount.boot.readiness import pattern
-from cloudmount.boot.running import Moment, RunningVm
 from cloudmount.errors import NotFoundError, TargetExistsError
-from cloudmount.mounts.driver import DriveOptions
-from cloudmount.mounts.lifecycle import serve
-from cloudmount.mounts.records import start_time
-from cloudmount.tree.images import FailedReads, Images, image_name
+from cloudmount.tree.images import image_name
 from cloudmount.tree.snapshotdir import StoredDisk
 
 IO_TIMEOUT = 10.0
@@ -86,7 +83,8 @@ def boot(
     environ: Mapping[str, str] = os.environ,
 ) -> None:
     """Start the VM of the snapshot `text` and serve its disks until it is off; `up` is told when it was
-    switched on. With `resume`, `text` names a VM that there is, and its overlays are used.
+    switched on. With `resume`, `text` names a VM that there is, and its overlays are used; `address` and
+    `passphrase` are not needed when it is local.
 
     `began`: when its user began to wait, in `time.monotonic`. `TargetExistsError` when the snapshot has a VM
     already, or the one to be resumed runs.
@@ -98,26 +96,41 @@ def boot(
         there = find_vm(text, environ) if resume else None
         if there is not None:
             _claim(there, held)
-        opened = held.enter_context(
-            opened_drive(
-                address,
-                passphrase,
-                io_timeout=IO_TIMEOUT,
-                bandwidth=bandwidth,
-                hydrate_to=options.hydrate_to,
-                tell=tell,
-                environ=environ,
-            )
-        )
-        accelerator = trial.result()
-        if there is not None:
-            vm, disks, kept = _again(there, opened, options, tell)
+            there = find_vm(there.name, environ)  # as whoever had it left it
+        if there is not None and there.definition.is_local:
+            vm, away, words = _here(there, options, tell), None, there.definition.ready
         else:
-            selected = select(opened.repository, text, environ)
-            vm, disks, kept = _made(opened, selected, options, held, tell, environ)
-        words = options.ready if options.ready is not None else kept.ready
+            hydrate_to = options.hydrate_to
+            if hydrate_to is None and there is not None and there.definition.hydrate_to is not None:
+                hydrate_to = Path(there.definition.hydrate_to)
+            drive = contextlib.ExitStack()
+            held.callback(drive.close)
+            opened = drive.enter_context(
+                opened_drive(
+                    address,
+                    passphrase,
+                    io_timeout=IO_TIMEOUT,
+                    bandwidth=bandwidth,
+                    hydrate_to=hydrate_to,
+                    hydrate_form="raw",
+                    tell=tell,
+                    environ=environ,
+                )
+            )
+
+            def leave() -> None:
+                drive.close()
+                opened.store.close()
+
+            if there is not None:
+                vm, disks, kept = _again(there, opened, options, tell)
+            else:
+                selected = select(opened.repository, text, environ)
+                vm, disks, kept = _made(opened, selected, options, held, tell, environ)
+            away, words = Away(opened, disks, leave), kept.ready
+        words = options.ready if options.ready is not None else words
         ready = pattern(words) if words is not None else None
-        run = _Run(vm, opened, disks, accelerator, ready, began)
+        run = VmRun(vm, away, trial.result(), ready, began)
         try:
             run.until_off(up, tell)
         except BaseException:
@@ -152,22 +165,44 @@ def _again(vm: Vm, opened: OpenedDrive, options: BootOptions, tell: Callable[[st
     selected = select(opened.repository, f"{d.machine}/{d.snapshot}")
     if selected.snapshot.id != d.snapshot_id:
         selected = select(opened.repository, d.snapshot_id)
-    old, kept = d.hardware, hardware_of(selected.snapshot.summary)
+    kept = hardware_of(selected.snapshot.summary)
+    vm = _asked_anew(vm, options)
+    kind = vm.definition.hardware.firmware
+    hardware = dataclasses.replace(vm.definition.hardware, secure_boot=kept.secure_boot and kind != "bios")
+    vm.definition = dataclasses.replace(vm.definition, hardware=hardware, ready=kept.ready)
+    _tell_what_fails(vm, tell)
+    _complete(vm, kept, tell)
+    vm.write_definition()
+    return _Made(vm, in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
+
+
+def _here(vm: Vm, options: BootOptions, tell: Callable[[str], None]) -> Vm:
+    """A VM whose disks are on this computer, with what is asked for anew."""
+    if options.hydrate_to is not None:
+        tell(f"{vm.name} has its disks on this computer already: --hydrate-to has nothing to do")
+        options = dataclasses.replace(options, hydrate_to=None)
+    check_local(vm, tell)
+    vm = _asked_anew(vm, options)
+    _tell_what_fails(vm, tell)
+    _complete(vm, Hardware(), tell)
+    vm.write_definition()
+    return vm
+
+
+def _asked_anew(vm: Vm, options: BootOptions) -> Vm:
+    d, old = vm.definition, vm.definition.hardware
     kind = options.firmware or old.firmware
     hardware = dataclasses.replace(
         old,
         firmware=kind,
-        secure_boot=kept.secure_boot and kind != "bios",
+        secure_boot=old.secure_boot and kind != "bios",
         memory=options.memory or old.memory,
         cpus=options.cpus or old.cpus,
         network=options.network or old.network,
         disks=tuple(dataclasses.replace(disk, bus=options.bus or disk.bus) for disk in old.disks),
     )
-    vm = Vm(dataclasses.replace(d, hardware=hardware), vm.folder)
-    _tell_what_fails(vm, tell)
-    _complete(vm, kept, tell)
-    vm.write_definition()
-    return _Made(vm, in_order(opened.drive.opened(selected.snapshot).disks, kept), kept)
+    to = os.fspath(options.hydrate_to) if options.hydrate_to is not None else d.hydrate_to
+    return Vm(dataclasses.replace(d, hardware=hardware, hydrate_to=to), vm.folder)
 
 
 def _made(
@@ -198,6 +233,8 @@ def _made(
                 opened.repository.config.repo_id,
                 opened.store.address,
                 hardware,
+                os.fspath(options.hydrate_to) if options.hydrate_to is not None else None,
+                kept.ready,
             ),
             folder,
         )
@@ -212,13 +249,6 @@ def _made(
             vm.delete()
             raise
     return _Made(vm, disks, kept)
-
-
-def in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
-    """The disks that the machine's file names, in its order, then the others."""
-    named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
-    first = list(dict.fromkeys(d for d in named if d is not None))
-    return first + [d for d in disks if d not in first]
 
 
 def _check_free(snapshot_id: str, environ: Mapping[str, str]) -> None:
@@ -250,8 +280,7 @@ def machine_of(disks: list[StoredDisk], options: BootOptions, kept: Hardware) ->
                 look.boots is not None,
             )
         )
-    needs_uefi = kept.secure_boot or kept.nvram is not None
-    kind = options.firmware or kept.firmware or ("uefi" if needs_uefi else firmware(looks))
+    kind = options.firmware or firmware_of(kept, looks)
     return Machine(
         kind,
         options.memory or kept.memory or default_memory(),
@@ -273,7 +302,7 @@ def _complete(vm: Vm, kept: Hardware, tell: Callable[[str], None]) -> None:
     """Make what is missing in its folder."""
     hardware, folder = vm.definition.hardware, vm.folder
     for number, disk in enumerate(hardware.disks):
-        if not folder.overlay(number).exists():
+        if disk.overlay and not disk.is_local and not folder.overlay(number).exists():
             create_overlay(folder.overlay(number), str(folder.path / disk.path), disk.size)
     variables = folder.path / VARS
     if hardware.firmware == "uefi" and not variables.exists():
@@ -285,88 +314,3 @@ def _complete(vm: Vm, kept: Hardware, tell: Callable[[str], None]) -> None:
                 f"the machine's UEFI variables are {len(kept.nvram)} bytes, this computer's UEFI has "
                 f"{variables.stat().st_size}: it starts with new ones"
             )
-
-
-class _Run:
-    """A VM from power-on until it is off."""
-
-    def __init__(
-        self,
-        vm: Vm,
-        opened: OpenedDrive,
-        disks: list[StoredDisk],
-        accelerator: Accelerator,
-        ready: re.Pattern[str] | None,
-        began: float,
-    ) -> None:
-        self._vm, self._opened, self._began = vm, opened, began
-        self._failed = FailedReads()
-        self._images = Images(disks, self._failed)
-        self._disks = disks
-        self._state = State(
-            os.getpid(), start_time(os.getpid()), 0, 0, accelerator, STARTING, "", _now(), None, None, 0, 0
-        )
-        vm.write_state(self._state)
-        self._running = RunningVm(
-            vm.definition.hardware,
-            vm.folder,
-            accelerator,
-            backing=self._failed,
-            report=self._report,
-            ready=ready,
-        )
-        self.is_up = False
-
-    def until_off(self, up: Callable[[Vm], None], tell: Callable[[str], None]) -> None:
-        """Mount its disks, switch it on, serve until it is off."""
-
-        def mounted(path: str) -> None:
-            for disk in self._disks:
-                self._opened.drive.boots(disk)
-            threading.Thread(target=self._run, name="cloudmount-vm", daemon=True).start()
-            self._running.started.wait()
-            if self._running.failure is not None:
-                raise self._running.failure
-            up(self._vm)
-            self.is_up = True
-
-        serve(
-            self._opened.driver,
-            self._images,
-            str(self._vm.folder.drive),
-            DriveOptions(),
-            records=self._vm.folder.path / "mounts",
-            repository=self._opened.store.address,
-            driver_name=self._opened.driver_name,
-            ready=mounted,
-            ending=self._running.quit,
-            tell=tell,
-        )
-
-    def _run(self) -> None:
-        try:
-            self._running.run()
-        finally:
-            if self._running.failure is None:
-                self._vm.clear_drive()  # which ends `serve`
-
-    def _report(self, moment: Moment) -> None:
-        counts = self._opened.store.snapshot()
-        state = self._state
-        if moment.ready and state.ready is None:
-            state = state._replace(
-                ready=_now(),
-                seconds_to_ready=round(time.monotonic() - self._began, 2),
-            )
-        if state.qemu_pid != moment.qemu_pid:
-            state = state._replace(qemu_pid=moment.qemu_pid, qemu_started=start_time(moment.qemu_pid))
-        state = state._replace(
-            state=moment.state, stage=moment.stage, fetched_bytes=counts.bytes_down, reads=counts.reads
-        )
-        if state != self._state:
-            self._state = state
-            self._vm.write_state(state)
-
-
-def _now() -> str:
-    return f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -21,6 +21,7 @@ from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, StoreError, UsageError
 from cloudmount.memory import for_moving
+from cloudmount.repo.bootpacks import damaged_boot_packs
 from cloudmount.repo.config import configs_agree
 from cloudmount.repo.damage import Damage, open_damage, write_damage
 from cloudmount.repo.datacheck import DataCheck, References
@@ -38,6 +39,7 @@ from cloudmount.repo.names import (
     parse_snapshot_name,
 )
 from cloudmount.repo.packs import INDEX_LIMIT, PackTable, open_index
+from cloudmount.repo.proofs import damaged_proofs
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache
@@ -162,7 +164,7 @@ class _Check:
         infos = list(self.store.list(SNAPSHOTS))
         indexes = list(self.store.list(INDEX))
         self._damage_objects()
-        self._traces()
+        self._traces_and_proofs()
         trust = look(self.repository, self.recorded)
         snapshots = self._open(infos)
         references = References(self.percent or 0.0, self.seed)
@@ -230,9 +232,14 @@ class _Check:
                 self.recorded.frames |= one.frames
                 self.recorded.items |= one.items
 
-    def _traces(self) -> None:
+    def _traces_and_proofs(self) -> None:
         for error in damaged_traces(self.repository):
             self.notices.append(f"{error}; it is ignored, a boot may take longer")
+        for error in damaged_proofs(self.repository):
+            self.notices.append(f"{error}; it proves nothing, and is no damage to any backup")
+        whole = self.percent is not None and self.percent >= 100
+        for error in damaged_boot_packs(self.repository, whole=whole):
+            self.notices.append(f"{error}; it is not used, a boot may take longer")
 
     def _open(self, infos: Sequence[BlobInfo]) -> list[_Named]:
         """Every snapshot that opens, by machine and age, of its newest layout; what doesn't is damage."""

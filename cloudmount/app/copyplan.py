@@ -18,8 +18,9 @@ from typing import Generic, TypeVar
 
 from cloudmount.app.browsing import Found, walk
 from cloudmount.app.companions import companions, renamed
-from cloudmount.errors import CloudMountError, NotFoundError, StoreError, TargetExistsError
+from cloudmount.errors import CloudMountError, NotFoundError, StoreError, TargetExistsError, UsageError
 from cloudmount.nodes import Dir, File, Link, Node, Stored, is_dir, is_file, is_link
+from cloudmount.system import refused
 from cloudmount.tree.snapshotdir import StoredDisk, StoredFile
 
 MEASURING_SECONDS = 2.0
@@ -59,6 +60,9 @@ def target_of(name: str, target: Path, *, folder: bool, slash: bool) -> Path:
     `TargetExistsError` where something else is in the way, `NotFoundError` where there is no folder for it.
     """
     if target.is_dir():
+        why = refused(name)
+        if why is not None:
+            raise UsageError(f"{name!r}: {why}: give it another name")
         return target / name
     if os.path.lexists(target):
         raise TargetExistsError(
@@ -120,6 +124,11 @@ def _add(disks: Sequence[StoredDisk], plan: CopyPlan, path: str, node: Node, tar
         if once.shown_otherwise(below):
             continue
         folder, _, name = below.rpartition("/")
+        why = refused(name)
+        if why is not None:
+            plan.skipped.append((below, why))
+        if why is not None or folder not in places:
+            continue
         if is_dir(child):
             places[below] = places[folder] / name
         _add_one(plan, below, child, places[folder] / name)

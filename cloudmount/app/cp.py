@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import itertools
 import os
 import stat
 import threading
@@ -26,21 +25,18 @@ from pathlib import Path
 from cloudmount.app.browsing import find_path
 from cloudmount.app.copyplan import CopyPlan, Placed, plan_copy
 from cloudmount.app.newfile import NewFile
-from cloudmount.app.restoredisk import write_all
 from cloudmount.app.select import Selected
-from cloudmount.app.unnameable import UNNAMEABLE, Unnameable
+from cloudmount.app.unnameable import TOO_LARGE, UNNAMEABLE, Unnameable
+from cloudmount.app.writing import write_content
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import CloudMountError, NoRoomError, StoreError, TargetExistsError, UsageError
 from cloudmount.nodes import Dir, File, Link, Node
+from cloudmount.system import DISK_FULL, WINDOWS, is_root, set_times
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.inside import MadeFile
 from cloudmount.tree.snapshotdir import OpenedSnapshot
 
 THREADS = 16
-CHUNK = 1 << 20
-HOLE = 64 << 10
-"""Zeros of this length at a multiple of it are not written."""
-_ZEROS = bytes(HOLE)
 ENDING_SECONDS = 2.0
 """How long files being written get to take themselves away when a copy ends early."""
 
@@ -105,7 +101,7 @@ def carry_out(plan: CopyPlan, progress: CopyProgress, give_up: Callable[[], None
     try:
         copying.run(give_up)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise NoRoomError(
                 f"{error.filename}: no room left; make room and copy what is missing: the {progress.files} "
                 "files copied so far are whole"
@@ -161,7 +157,8 @@ class _Copying:
         try:
             os.symlink(link.node.target(), link.target)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EEXIST):
+            # Windows makes links for administrators only, and answers with numbers of its own.
+            if error.errno not in (errno.EPERM, errno.EEXIST) and not WINDOWS:
                 raise
             self._skip(link.path, f"{link.target}: not made: {error.strerror}")
             return
@@ -217,7 +214,7 @@ class _Copying:
             self._skip(file.path, f"{file.target} is there since, or has another's name but for case")
         except OSError as error:
             if error.errno == errno.EFBIG:
-                self._skip(file.path, f"{file.target}: the file system there holds no file as large as this")
+                self._skip(file.path, f"{file.target}: {TOO_LARGE}")
             elif error.errno in UNNAMEABLE:
                 self._skip(file.path, f"{file.target}: the file system there can't hold this name")
             else:
@@ -232,44 +229,26 @@ class _Copying:
             self._progress.total_bytes -= file.node.attr().size
 
     def _write(self, file: Placed[File], written: list[int]) -> None:
+        def wrote(length: int) -> None:
+            if self._stopped.is_set():
+                raise _Stopped
+            written[0] += length
+            with self._lock:
+                self._progress.done_bytes += length
+
         source = file.node.open()
         try:
             with NewFile(file.target) as new:
-                os.ftruncate(new.fd, source.size)
-                for extent in source.extents(0, source.size):
-                    for at in range(extent.offset, extent.end, CHUNK):
-                        if self._stopped.is_set():
-                            raise _Stopped
-                        length = min(CHUNK, extent.end - at)
-                        if extent.data:
-                            _write_sparse(new.fd, source.read_at(at, length), at)
-                        written[0] += length
-                        with self._lock:
-                            self._progress.done_bytes += length
+                write_content(new.fd, source, wrote)
                 # A disk holds secrets: its copy is for its owner, as restored ones are.
                 disk = isinstance(file.node, MadeFile)
-                _keep(file.node, new.fd, 0o600 if disk else 0o666 & ~self._umask)
+                mode = 0o600 if disk else 0o666 & ~self._umask
+                new.keep(functools.partial(_keep, file.node, without_owner=mode))
                 if self._stopped.is_set():
                     raise _Stopped
                 new.name()
         finally:
             source.close()
-
-
-def _write_sparse(fd: int, data: bytes, at: int) -> None:
-    """Write `data`, but for stretches of zeros, which stay holes."""
-    view = memoryview(data)
-    begin = 0
-    edges = itertools.chain(range(-at % HOLE, len(data), HOLE), (len(data),))
-    low = 0
-    for high in edges:
-        if high - low == HOLE and view[low:high] == _ZEROS:
-            if begin < low:
-                write_all(fd, data[begin:low], at + begin)
-            begin = high
-        low = high
-    if begin < len(data):
-        write_all(fd, data[begin:], at + begin)
 
 
 def _keep(node: Node, place: Path | int, without_owner: int) -> None:
@@ -281,16 +260,13 @@ def _keep(node: Node, place: Path | int, without_owner: int) -> None:
     with contextlib.suppress(PermissionError):  # vfat has no owners, and few modes
         if attr.uid is not None and attr.gid is not None:
             mode = attr.mode & 0o777
-            if os.geteuid() == 0:
+            if is_root():
                 if isinstance(place, int):
                     os.fchown(place, attr.uid, attr.gid)
                 else:
                     os.chown(place, attr.uid, attr.gid, follow_symlinks=False)
                 mode = attr.mode & 0o7777
-    times = (attr.mtime_ns, attr.mtime_ns)
-    if link:
-        os.utime(place, ns=times, follow_symlinks=False)
-        return
-    with contextlib.suppress(PermissionError):
-        os.chmod(place, mode)
-    os.utime(place, ns=times)
+    set_times(place, attr.mtime_ns, link=link)  # before the mode: read-only forbids it on Windows
+    if not link:
+        with contextlib.suppress(PermissionError):
+            os.chmod(place, mode)

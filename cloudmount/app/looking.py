@@ -1,6 +1,7 @@
 """What a machine must have been, by looking at its disks.
 
-Decided here and only here: which disk starts it, by which firmware, and whether it looks like Windows.
+Decided here and only here: which disk starts it, by which firmware, in which order they are, and whether it
+looks like Windows.
 Stateless; reads the partition tables, which lie in the first and last frames of the disks.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cloudmount.app.machinefile import Hardware, is_called
 from cloudmount.boot.machine import Firmware
 from cloudmount.disks.partitions import BIOS_BOOT, ESP, PartitionTable, read_partitions
 from cloudmount.tree.snapshotdir import StoredDisk
@@ -50,3 +52,16 @@ def by_table(table: PartitionTable) -> Look:
 def firmware(looks: Sequence[Look]) -> Firmware:
     """That of the first disk which starts a machine; BIOS, which tries any disk, where none looks so."""
     return next((look.boots for look in looks if look.boots is not None), "bios")
+
+
+def firmware_of(kept: Hardware, looks: Sequence[Look]) -> Firmware:
+    """What the machine's file says; secure boot and variables are a UEFI's; else as its disks tell."""
+    needs_uefi = kept.secure_boot or kept.nvram is not None
+    return kept.firmware or ("uefi" if needs_uefi else firmware(looks))
+
+
+def in_order(disks: list[StoredDisk], kept: Hardware) -> list[StoredDisk]:
+    """The disks that the machine's file names, in its order, then the others."""
+    named = [next((d for d in disks if is_called(d.path, name)), None) for name, _ in kept.disks]
+    first = list(dict.fromkeys(d for d in named if d is not None))
+    return first + [d for d in disks if d not in first]

@@ -18,13 +18,15 @@ from cloudmount.app.places import cache_folder, connect, make_folders, records_f
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.retrying import TRANSFER
+from cloudmount.errors import UsageError
 from cloudmount.memory import for_serving
-from cloudmount.mounts import host, libfuse
+from cloudmount.mounts import host, letters, libfuse
 from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
 from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.bootlearning import BootLearning
+from cloudmount.tree.copies import Format
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import REQUESTS, Hydrator
 
@@ -39,6 +41,12 @@ def log_file(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def _driver(name: str | None) -> tuple[str, Driver]:
+    if name is not None and (name == "winfsp") != letters.WINDOWS:
+        raise UsageError(f"--driver {name}: not on this system")
+    if letters.WINDOWS:
+        from cloudmount.mounts.winfsp_driver import WinFspDrive
+
+        return "winfsp", WinFspDrive
     from cloudmount.mounts.native_driver import NativeDrive, installed
 
     if name == "native" or (name is None and installed()):
@@ -50,6 +58,11 @@ def _driver(name: str | None) -> tuple[str, Driver]:
 
 def drive_ready() -> None:
     """`CloudMountError` naming what is missing on this computer before a drive can be put up."""
+    if letters.WINDOWS:
+        from cloudmount.mounts.winfsp_driver import require
+
+        require()
+        return
     host.require(allow_other=False)
     if _driver(None)[0] == "refuse":
         libfuse.load()
@@ -64,6 +77,7 @@ class OpenedDrive:
     drive: Drive
     driver_name: str
     driver: Driver
+    hydrator: Hydrator | None = None
 
 
 @contextlib.contextmanager
@@ -77,10 +91,12 @@ def opened_drive(
     driver: str | None = None,
     bandwidth: tuple[float | None, float | None] = (None, None),
     hydrate_to: Path | None = None,
+    hydrate_form: Format | None = None,
     tell: Callable[[str], None],
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[OpenedDrive]:
-    """The repository's drive, as long as the block runs; the options are those of `mount`."""
+    """The repository's drive, as long as the block runs; the options are those of `mount`, and the form of
+    the copies that are made, when it matters."""
     for_serving()
     name, make_drive = _driver(driver)
     make_folders(environ)
@@ -109,12 +125,14 @@ def opened_drive(
         traces = cache_folder(environ) / repository.config.repo_id / "traces"
         drive.learning = BootLearning(repository, reader, traces)
         ending.callback(drive.learning.close)
+        hydrator = None
         if hydrate_to is not None:
-            hydrator = Hydrator(Path(os.path.abspath(hydrate_to)), drive, reader, tell)
+            root = Path(os.path.abspath(hydrate_to))
+            hydrator = Hydrator(root, drive, reader, tell, form=hydrate_form)
             drive.local = hydrator
             ending.callback(hydrator.close)
             ending.enter_context(announced(hydrator.states, environ))
-        yield OpenedDrive(repository, store, drive, name, make_drive)
+        yield OpenedDrive(repository, store, drive, name, make_drive, hydrator)
 
 
 def mount(
@@ -136,8 +154,9 @@ def mount(
     """Serve the repository at `mountpoint` until it is unmounted. Threads may be stuck when it returns.
 
     The disks that are read are completed in the folder `hydrate_to`.
-    `driver` is "native" or "refuse"; None: the best that is installed.
+    `driver` is "native" or "refuse", on Windows "winfsp"; None: the best that is installed.
     """
+    site = letters.LetterSite(mountpoint, records_folder(environ)) if letters.WINDOWS else None
     with opened_drive(
         address,
         passphrase,
@@ -159,6 +178,7 @@ def mount(
             records=records_folder(environ),
             repository=opened.store.address,
             driver_name=opened.driver_name,
+            site=site,
             ready=ready,
             tell=tell,
         )

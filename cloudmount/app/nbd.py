@@ -72,6 +72,8 @@ def listening(place: Place) -> Iterator[tuple[socket.socket, Place]]:
         with listener:
             yield listener, Place(host=place.host, port=int(listener.getsockname()[1]))
         return
+    if not hasattr(socket, "AF_UNIX"):
+        raise UsageError("--listen unix: needs Linux; give HOST:PORT")
     listener = socket.socket(socket.AF_UNIX)
     with listener:
         _clear(place.path)

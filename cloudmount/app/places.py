@@ -1,6 +1,6 @@
 """Where things lie on this machine: caches, state, and a repository's address.
 
-Decided here and only here: the folders of `cli.md` (XDG), and how a store is wrapped
+Decided here and only here: the folders of `cli.md`, and how a store is wrapped
 for what is to be done. Pure but for the environment.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,26 +17,17 @@ from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.limited import LimitedStore
 from cloudmount.blobs.retrying import TRANSFER, RetryingStore, RetryPolicy
 from cloudmount.blobs.store import BlobStore
-
-
-def _folder(variable: str, default: str, environ: Mapping[str, str]) -> Path:
-    if sys.platform == "win32":
-        base = environ.get(variable) or environ.get("LOCALAPPDATA") or os.path.expanduser("~")
-    else:
-        base = environ.get(variable, "")
-        if not os.path.isabs(base):  # the XDG specification: a relative one is ignored
-            base = os.path.join(os.path.expanduser("~"), default)
-    return Path(base) / "cloudmount"
+from cloudmount.system import kept_below
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Caches and traces: losing them costs time only."""
-    return _folder("XDG_CACHE_HOME", ".cache", environ)
+    return Path(kept_below("XDG_CACHE_HOME", ".cache", environ)) / "cloudmount"
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """The rest that is kept; nothing there is needed to restore."""
-    return _folder("XDG_STATE_HOME", os.path.join(".local", "state"), environ)
+    return Path(kept_below("XDG_STATE_HOME", os.path.join(".local", "state"), environ)) / "cloudmount"
 
 
 def make_folders(environ: Mapping[str, str] = os.environ) -> None:

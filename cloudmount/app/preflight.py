@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cloudmount.app.boot import BootOptions, in_order, machine_of
+from cloudmount.app.boot import BootOptions, machine_of
 from cloudmount.app.bootneeds import boot_needs
 from cloudmount.app.findings import Finding, judged, will_run
 from cloudmount.app.linkspeed import Link, Range, measure
-from cloudmount.app.looking import look_at
+from cloudmount.app.looking import in_order, look_at
 from cloudmount.app.machinefile import hardware_of
 from cloudmount.app.places import cache_folder, connect
 from cloudmount.app.prices import Cost, Prices, is_billed, prices

@@ -8,13 +8,12 @@ against its content id before it is written. Belongs to one thread; reading has 
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from cloudmount.app.opening import looking_inside
 from cloudmount.app.restoredisk import FORMATS, restore_disk
@@ -37,8 +36,11 @@ from cloudmount.memory import for_moving
 from cloudmount.nodes import Dir, Kind, Node
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
+from cloudmount.system import DISK_FULL, refused
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.snapshotdir import MACHINE_JSON, OpenedSnapshot, SnapshotDir, StoredDisk
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -165,7 +167,8 @@ def restore(
         with place.journal(what) as journal:
             _disks(repository, plan, place, journal, progress, damaged, skipped)
             files = FileRestore(repository, opened.listing, journal, progress)
-            files.run([(number, entry, place.path(below), below) for number, entry, below in plan.entries])
+            holdable = place.holdable(plan.entries, lambda each: each[2], skipped)
+            files.run([(number, entry, place.path(below), below) for number, entry, below in holdable])
             damaged += files.damaged
             skipped += files.skipped
             if plan.made is not None:
@@ -191,7 +194,7 @@ def _damaged(progress: RestoreProgress, damaged: list[tuple[Path, CloudMountErro
 
 
 def _unwritten(progress: RestoreProgress, error: OSError) -> CloudMountError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return NoRoomError(
             f"{progress.current}: no room left; make room and run the same command again: it goes on"
         )
@@ -227,7 +230,8 @@ def _inside(
         try:
             with place.journal(f"{selected.snapshot.id}:{selected.path}:") as journal:
                 files = InsideRestore(journal, progress)
-                files.run([(output, place.path(output.below)) for output in planned])
+                holdable = place.holdable(planned, lambda output: output.below, skipped)
+                files.run([(output, place.path(output.below)) for output in holdable])
                 if files.damaged:
                     raise _damaged(progress, files.damaged)
                 if not (place.single and files.skipped):
@@ -249,7 +253,7 @@ def _disks(
     damaged: list[tuple[Path, CloudMountError]],
     skipped: list[tuple[Path, str]],
 ) -> None:
-    for disk, kind, below in plan.disks:
+    for disk, kind, below in place.holdable(plan.disks, lambda each: each[2], skipped):
         out = place.path(below)
         if not plan.single:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -292,6 +296,19 @@ class _Place:
     def path(self, below: str) -> Path:
         """Where the output with this path below the target goes."""
         return self.target / below if self._into_folder else self.target
+
+    def holdable(
+        self, outputs: Sequence[T], below: Callable[[T], str], skipped: list[tuple[Path, str]]
+    ) -> list[T]:
+        """Those outputs whose names this system can hold; the others are noted."""
+        found = []
+        for output in outputs:
+            why = refused(below(output)) if self._into_folder else None
+            if why is None:
+                found.append(output)
+            else:
+                skipped.append((self.target / below(output), why))
+        return found
 
     def journal(self, what: str) -> RestoreJournal:
         """The journal beside the outputs; `TargetExistsError` when the target is not free."""

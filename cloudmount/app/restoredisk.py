@@ -28,6 +28,7 @@ from cloudmount.reader.positions import Positions, Unmoved
 from cloudmount.repo.frames import Frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.streams import StreamMap
+from cloudmount.system import pwrite
 from cloudmount.tree.snapshotdir import StoredDisk
 
 if TYPE_CHECKING:
@@ -208,5 +209,5 @@ def write_all(fd: int, data: bytes, at: int) -> None:
     """All of `data` at position `at` of a file."""
     view = memoryview(data)
     while view:
-        n = os.pwrite(fd, view, at)
+        n = pwrite(fd, view, at)
         view, at = view[n:], at + n

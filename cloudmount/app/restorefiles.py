@@ -24,6 +24,7 @@ from cloudmount.repo.frames import Frame
 from cloudmount.repo.listings import Listing
 from cloudmount.repo.locations import Location
 from cloudmount.repo.repository import Repository
+from cloudmount.system import NO_FOLLOW, OPEN, WINDOWS, is_root, set_times, sync_named
 
 if TYPE_CHECKING:
     from cloudmount.app.restore import RestoreProgress
@@ -173,12 +174,12 @@ class FileRestore:
         def make() -> None:
             if self._journal.begun(below) and os.path.lexists(path):
                 path.unlink()  # begun by the run before, not finished
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | OPEN
             opened.append(os.open(path, flags, 0o600))
             os.ftruncate(opened[0], entry.size)
 
         if self._names.nowhere(path) or not self._names.made(path, make):
-            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            return os.open(os.devnull, os.O_WRONLY | OPEN)
         return opened[0]
 
     def _close(
@@ -200,14 +201,7 @@ class FileRestore:
 
     def _sync(self, unsynced: list[tuple[Path, str]]) -> None:
         for path, _ in unsynced:
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except PermissionError:
-                continue  # its own mode forbids it; it is written all the same
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_named(path)
         self._journal.finished_many([below for _, below in unsynced])
         unsynced.clear()
 
@@ -228,6 +222,9 @@ class FileRestore:
         try:
             if entry.type == "link":
                 os.symlink(entry.target or "", path)
+            elif WINDOWS:
+                self._progress.notes.append(f"{path}: a {entry.type}, which Windows has not, left out")
+                return
             elif entry.type == "fifo":
                 os.mkfifo(path, 0o600)
             elif entry.type in ("char", "block"):
@@ -236,20 +233,25 @@ class FileRestore:
             else:
                 self._progress.notes.append(f"{path}: a socket, left out")
                 return
-        except PermissionError as error:
+        except OSError as error:
+            if not (isinstance(error, PermissionError) or (WINDOWS and entry.type == "link")):
+                raise
             self._progress.notes.append(f"{path}: not made: {error.strerror}")
             return
         self._attributes(entry, path)
 
     def _attributes(self, entry: Entry, path: Path) -> None:
         link = entry.type == "link"
-        if os.geteuid() == 0:
+        if is_root():
             os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
         for name, value in (entry.xattrs or {}).items():
+            if WINDOWS:
+                self._progress.notes.append(f"{path}: attribute {name} not set: Windows has no such")
+                continue
             try:
                 os.setxattr(path, name, value, follow_symlinks=False)
             except OSError as error:
                 self._progress.notes.append(f"{path}: attribute {name} not set: {error.strerror}")
+        set_times(path, entry.mtime_ns, link=link)  # before the mode: read-only forbids it on Windows
         if not link:
             os.chmod(path, entry.mode)
-        os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)

@@ -7,6 +7,7 @@ Belongs to one thread; reading has its own.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -16,15 +17,16 @@ from typing import TYPE_CHECKING, cast
 
 from cloudmount.app.restorefiles import SYNC_BYTES, SYNC_FILES
 from cloudmount.app.restorejournal import RestoreJournal
-from cloudmount.app.unnameable import UNNAMEABLE
+from cloudmount.app.unnameable import TOO_LARGE, UNNAMEABLE
+from cloudmount.app.writing import write_content
 from cloudmount.errors import CloudMountError, DamagedError, TargetExistsError, UnreadableInputError
 from cloudmount.nodes import Attr, Dir, File, Kind, Link, Node
+from cloudmount.system import is_root, set_times, sync_named
 
 if TYPE_CHECKING:
     from cloudmount.app.restore import RestoreProgress
 
-STEP = 1 << 20
-"""Bytes read and written at once."""
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,11 @@ class InsideRestore:
             path.unlink()  # begun by the run before, not finished
         try:
             if attr.kind is Kind.LINK:
-                made = self._named(path, lambda: os.symlink(cast(Link, output.node).target(), path))
-            elif attr.inode in self._first:
-                made = self._named(path, lambda: os.link(self._first[attr.inode], path))
+                made = self._named(
+                    path, lambda: os.symlink(cast(Link, output.node).target(), path), link=True
+                )
             else:
-                made = self._named(path, lambda: self._write(cast(File, output.node), attr, path))
+                made = self._named(path, lambda: self._file(cast(File, output.node), attr, path))
         except (UnreadableInputError, DamagedError) as error:
             path.unlink(missing_ok=True)  # never zeros of the right length
             self._progress.done_bytes = before
@@ -143,34 +145,46 @@ class InsideRestore:
             if self._pending >= SYNC_BYTES:
                 self._sync()
 
-    def _named(self, path: Path, make: Callable[[], object]) -> bool:
-        """Make something at `path`; False, told, where this file system holds no such name."""
+    def _named(self, path: Path, make: Callable[[], object], *, link: bool = False) -> bool:
+        """Make something at `path`; False, told, where this file system can't hold it."""
         try:
             make()
         except FileExistsError:
             self.skipped.append((path, "it is there since, or has another's name but for case"))
             return False
         except OSError as error:
-            if error.errno not in UNNAMEABLE:
+            if error.errno == errno.EFBIG:
+                path.unlink(missing_ok=True)
+                self.skipped.append((path, TOO_LARGE))
+            elif error.errno == errno.EPERM and link:
+                self.skipped.append((path, f"not made: {error.strerror}"))
+            elif error.errno in UNNAMEABLE:
+                self.skipped.append((path, f"{error.strerror}: the file system there can't hold this name"))
+            else:
                 raise
-            self.skipped.append((path, f"{error.strerror}: the file system there can't hold this name"))
             return False
         return True
 
+    def _file(self, node: File, attr: Attr, path: Path) -> None:
+        """As another name of one that is there, where the file system has such, else with its content."""
+        if attr.inode in self._first:
+            try:
+                os.link(self._first[attr.inode], path)
+                return
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        self._write(node, attr, path)
+
     def _write(self, node: File, attr: Attr, path: Path) -> None:
+        def wrote(length: int) -> None:
+            self._progress.done_bytes += length
+            self._pending += length
+
         source = node.open()
         try:
             with open(path, "xb", buffering=0) as file:
-                file.truncate(source.size)
-                for at in range(0, source.size, STEP):
-                    data = source.read_at(at, min(STEP, source.size - at))
-                    if any(data):
-                        file.seek(at)
-                        written = 0
-                        while written < len(data):
-                            written += file.write(data[written:])
-                    self._progress.done_bytes += len(data)
-                    self._pending += len(data)
+                write_content(file.fileno(), source, wrote)
         finally:
             source.close()
         _attributes(path, attr)
@@ -180,11 +194,7 @@ class InsideRestore:
         for path, _ in self._unsynced:
             if path.is_symlink():
                 continue
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_named(path)
         self._journal.finished_many([below for _, below in self._unsynced])
         self._unsynced.clear()
         self._pending = 0
@@ -192,7 +202,9 @@ class InsideRestore:
 
 def _attributes(path: Path, attr: Attr) -> None:
     if attr.uid is not None:
-        if os.geteuid() == 0:
+        if is_root():
             os.chown(path, attr.uid, attr.gid if attr.gid is not None else -1)
+        set_times(path, attr.mtime_ns)
         os.chmod(path, attr.mode)
-    os.utime(path, ns=(attr.mtime_ns, attr.mtime_ns))
+    else:
+        set_times(path, attr.mtime_ns)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cloudmount.errors import TargetExistsError
+from cloudmount.system import OPEN
 
 NAME = ".cloudmount-restore"
 
@@ -58,7 +59,7 @@ class RestoreJournal:
         return True
 
     def __enter__(self) -> Self:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OPEN, 0o600)
         if not self.found:
             self._write({"restore": self._what})
         return self
@@ -66,9 +67,14 @@ class RestoreJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        self._close()
         if error is not None and not (self.found or self._started or self.done or self.reached):
             self.remove()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def begun(self, below: str) -> bool:
         """Whether an earlier run of this restore began the output, or was about to."""
@@ -108,4 +114,5 @@ class RestoreJournal:
 
     def remove(self) -> None:
         """The whole restore is done."""
+        self._close()  # Windows removes nothing that is open
         self._path.unlink(missing_ok=True)

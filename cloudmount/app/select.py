@@ -17,6 +17,7 @@ from cloudmount.errors import DamagedError, NotFoundError, UsageError
 from cloudmount.repo.names import SNAPSHOTS, SnapshotKey, folders, parse_snapshot_name
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
+from cloudmount.system import means_this_computer, typed_path
 
 LATEST = "latest"
 _ID = re.compile("[0-9a-f]{8,32}")
@@ -46,7 +47,7 @@ def machine_name(name: str) -> str:
 def split_path(text: str) -> tuple[str, str]:
     """SNAPSHOT and PATH of `SNAPSHOT[:PATH]`; the path without leading and trailing slashes."""
     snapshot, _, path = text.partition(":")
-    return snapshot, path.strip("/")
+    return snapshot, typed_path(path).strip("/")
 
 
 def select(repository: Repository, text: str, environ: Mapping[str, str] | None = None) -> Selected:
@@ -80,7 +81,8 @@ def select(repository: Repository, text: str, environ: Mapping[str, str] | None 
         raise NotFoundError(
             "there are no snapshots in this repository yet; make one with 'cloudmount backup'"
         )
-    raise NotFoundError(f"there is no machine called {machine!r}; there is {', '.join(names[:10])}")
+    hint = "; SNAPSHOT is no path of this computer" if means_this_computer(text) else ""
+    raise NotFoundError(f"there is no machine called {machine!r}; there is {', '.join(names[:10])}{hint}")
 
 
 def _tell_gap(

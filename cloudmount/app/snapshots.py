@@ -1,7 +1,7 @@
 """Listing snapshots, and everything about one.
 
-Decided here and only here: what a snapshot looks like as JSON, and what is told of a
-machine's history (forks, gaps, snapshots that do not open).
+Decided here and only here: what a snapshot looks like as JSON, whether its newest drill proved it, and what
+is told of a machine's history (forks, gaps, snapshots that do not open).
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cloudmount.app.proofs import drills, proof_of
 from cloudmount.app.select import Selected
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, CloudMountError, DamagedError, NotFoundError
-from cloudmount.repo.names import SNAPSHOTS, folders
+from cloudmount.repo.names import SNAPSHOTS, folders, iso_time
+from cloudmount.repo.proofs import Drilled
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 
 
-def snapshot_json(snapshot: Snapshot, folder: str) -> dict[str, Any]:
-    """A snapshot as `snapshots --json` lists it."""
+def snapshot_json(snapshot: Snapshot, folder: str, drilled: Drilled | None) -> dict[str, Any]:
+    """A snapshot as `snapshots --json` lists it; `drilled`: its newest drill."""
     s = snapshot.summary
     return {
         "id": snapshot.id,
@@ -38,15 +40,25 @@ def snapshot_json(snapshot: Snapshot, folder: str) -> dict[str, Any]:
         "files": s["files"]["count"],
         "consistent": s["consistent"],
         "incomplete": s["incomplete"],
-        "proved": False,
+        "proved": drilled is not None and drilled.proved,
+        "drilled": iso_time(drilled.time) if drilled is not None else None,
     }
 
 
-def show_json(selected: Selected) -> dict[str, Any]:
-    """Everything about one snapshot."""
+def show_json(
+    repository: Repository, selected: Selected, environ: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """Everything about one snapshot, and what its newest drill found. A proof that does not open is told."""
     snapshot = selected.snapshot
     s = snapshot.summary
-    value = snapshot_json(snapshot, selected.folder)
+    drilled = drills(repository, snapshot.tag, environ).get(snapshot.id)
+    value = snapshot_json(snapshot, selected.folder, drilled)
+    proof: Mapping[str, Any] | None = None
+    if drilled is not None:
+        try:
+            proof = proof_of(repository, drilled, environ).facts
+        except (DamagedError, BlobMissingError) as error:
+            repository.warn(f"what the drill found is lost: {error}")
     for disk, told, root in zip(value["disks"], s["disks"], snapshot.roots, strict=True):
         disk |= {k: v for k, v in told.items() if k not in ("name", "path", "size")}
         disk |= {"stored_bytes": root.sealed, "frames": root.frames}
@@ -60,6 +72,7 @@ def show_json(selected: Selected) -> dict[str, Any]:
         "seconds": s["seconds"],
         "problems": s["problems"],
         "problem_count": s["problem_count"],
+        "drill": proof,
     }
     return value
 
@@ -88,7 +101,8 @@ def snapshots(
         raise no_line(repository, machine, unusable)
     # By time over machines, but each machine's own in their order, whatever its clock did.
     merged = heapq.merge(*lines, key=lambda pair: pair[0].key.time)
-    return [snapshot_json(s, folder) for s, folder in merged]
+    told = drills(repository, tags[0] if machine is not None else None, environ) if lines else {}
+    return [snapshot_json(s, folder, told.get(s.id)) for s, folder in merged]
 
 
 def opened_line(

@@ -10,7 +10,7 @@ from typing import Any
 from cloudmount.app.hydrations import hydrations
 from cloudmount.app.places import records_folder
 from cloudmount.app.vms import all_vms
-from cloudmount.mounts.mountpoints import mounted_at
+from cloudmount.mounts.folders import ours
 from cloudmount.mounts.records import read_records, remove_record
 
 
@@ -18,8 +18,7 @@ def status(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Every mount, hydration and VM of this user's; records of those that are gone are cleared."""
     mounts = []
     for record in read_records(records_folder(environ)):
-        there = mounted_at(record.mountpoint)
-        if there is None or not there.ours:
+        if not (record.alive if record.driver == "winfsp" else ours(record.mountpoint)):
             if not record.alive:
                 remove_record(records_folder(environ), record.mountpoint)
             continue

@@ -17,6 +17,7 @@ from cloudmount.boot.folder import CONTROL
 from cloudmount.boot.qmp import Qmp, QmpError
 from cloudmount.boot.running import PAUSED
 from cloudmount.errors import CloudMountError, TargetExistsError
+from cloudmount.system import KILL
 
 _CONNECT_SECONDS = 5.0
 _QUIT_SECONDS = 20.0
@@ -57,7 +58,7 @@ def _switch_off(vm: Vm, timeout: float, tell: Callable[[str], None]) -> None:
     if _ended(vm, _QUIT_SECONDS):
         return
     state = vm.state
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGTERM, KILL):
         if state is not None and vm.alive:
             with contextlib.suppress(OSError):
                 os.kill(state.pid, number)

@@ -13,6 +13,8 @@ from pathlib import Path
 UNNAMEABLE = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 """What file systems answer to names that they can't hold: vfat and exFAT hold no `?`, none 300 bytes."""
 
+TOO_LARGE = "the file system there holds no file as large as this"
+
 
 class Unnameable:
     """The outputs that could not be made for their names."""

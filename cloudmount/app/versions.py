@@ -117,14 +117,20 @@ def _read(repository: Repository, file: File) -> str:
 
 
 def digest_of(repository: Repository, source: BlockSource) -> str:
-    """The content digest that `source` would have as an ordinary file, from all its bytes."""
+    """The content digest that `source` would have as an ordinary file, from all its bytes but known holes."""
     keys, geometry = repository.keys, repository.geometry
     zeros = bytes(geometry.frame)
+    data = [e for e in source.extents(0, source.size) if e.data]
 
     def segments() -> Iterator[bytes]:
         ids: list[bytes] = []
+        i = 0
         for at in range(0, source.size, geometry.frame):
-            plain = source.read_at(at, min(geometry.frame, source.size - at))
+            length = min(geometry.frame, source.size - at)
+            while i < len(data) and data[i].end <= at:
+                i += 1
+            hole = i == len(data) or data[i].offset >= at + length
+            plain = b"" if hole else source.read_at(at, length)
             ids.append(ZERO_ID if plain == zeros[: len(plain)] else keys.content_id(plain))
             if len(ids) == geometry.segment_frames:
                 yield segment_digest(keys, ids)

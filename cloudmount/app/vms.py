@@ -2,7 +2,7 @@
 
 Decided here and only here: where a VM's folder lies (`$XDG_STATE_HOME/cloudmount/vms/NAME`), its two
 records (`vm.json`: what it is; `state.json`: how it is, written by its process), and when a record is
-stale: its process is gone. Files are replaced atomically. Safe on any thread.
+stale: its process is gone. Files are replaced atomically, `vm.json` durably too. Safe on any thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloudmount.app.places import state_folder
+from cloudmount.boot.accelerator import Accelerator
 from cloudmount.boot.folder import VmFolder
 from cloudmount.boot.machine import Disk, Machine
 from cloudmount.boot.running import FAILED, POWERED_OFF, STOPPED
@@ -26,6 +26,8 @@ from cloudmount.errors import CloudMountError, NotFoundError, TargetExistsError
 from cloudmount.mounts.mountpoints import detach, mounted_at
 from cloudmount.mounts.records import start_time
 from cloudmount.reader.filelock import locked_file
+from cloudmount.reader.sidecar import sidecar_path
+from cloudmount.system import KILL, sync_folder
 
 STARTING = "starting"
 KILLED = "its process was killed"
@@ -47,6 +49,15 @@ class Definition:
     repo_id: str
     repository: str
     hardware: Machine
+    hydrate_to: str | None = None
+    """Where its disks are completed, to be given over to them."""
+    ready: str | None = None
+    """As in `backup --machine`; kept from when it is needed without the repository."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its disks are on this computer, and it needs no repository any more."""
+        return all(disk.is_local for disk in self.hardware.disks)
 
 
 class State(NamedTuple):
@@ -56,7 +67,7 @@ class State(NamedTuple):
     started: int
     qemu_pid: int
     qemu_started: int
-    accelerator: str
+    accelerator: Accelerator
     state: str
     stage: str
     since: str
@@ -65,6 +76,13 @@ class State(NamedTuple):
     seconds_to_ready: float | None
     fetched_bytes: int
     reads: int
+    hydration: str = ""
+    """What goes on with its disks' copies; empty: nothing."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """Of those copies."""
+    ready_by: str = ""
+    """What told that it was ready (`running.Moment`)."""
 
 
 class Vm:
@@ -107,15 +125,31 @@ class Vm:
                 old.truncate()
 
     def write_definition(self) -> None:
-        """Enter what it is."""
-        _write(self.folder.path / _DEFINITION, asdict(self.definition))
+        """Enter what it is; on the disk when this returns."""
+        self.prepare_definition(self.definition)
+        self.enter_prepared()
+
+    def prepare_definition(self, definition: Definition) -> None:
+        """Have on the disk what `enter_prepared` enters."""
+        with _part(self.folder.path / _DEFINITION).open("w") as file:
+            file.write(json.dumps(asdict(definition), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def enter_prepared(self) -> None:
+        """Enter what was prepared: it needs no room, and is on the disk when this returns. May be called
+        again when that failed."""
+        file = self.folder.path / _DEFINITION
+        if _part(file).exists():
+            os.replace(_part(file), file)
+        sync_folder(os.fspath(self.folder.path))
 
     def clear(self) -> None:
         """End what a process that was killed left behind: its drive, and QEMU."""
         state = self.state
         if state is not None and state.qemu_pid and start_time(state.qemu_pid) == state.qemu_started:
             with contextlib.suppress(OSError):
-                os.kill(state.qemu_pid, signal.SIGKILL)
+                os.kill(state.qemu_pid, KILL)
         self.clear_drive()
 
     def clear_drive(self) -> None:
@@ -129,9 +163,23 @@ class Vm:
     def delete(self) -> None:
         """Remove it with all that its guest wrote. It must not run."""
         self.clear()
+        for path in self.half_merged:
+            Path(path).unlink(missing_ok=True)
         shutil.rmtree(self.folder.path, ignore_errors=True)
         if self.folder.path.exists():
             raise CloudMountError(f"{self.folder.path} can't be removed entirely")
+
+    @property
+    def half_merged(self) -> list[str]:
+        """Local disks that may hold a part of what their overlays do: of no use without those."""
+        disks = self.definition.hardware.disks
+        there = [disk.path for disk in disks if disk.is_local and disk.overlay]
+        return [path for path in there if not sidecar_path(Path(path)).exists()]
+
+    @property
+    def local_disks(self) -> list[str]:
+        """Local disks that are all there is of what the guest wrote."""
+        return [disk.path for disk in self.definition.hardware.disks if not disk.overlay]
 
     def told(self) -> dict[str, Any]:
         """As in `vms` and `status`."""
@@ -150,9 +198,21 @@ class Vm:
             "written_bytes": self.folder.written_bytes(),
             "fetched_bytes": state.fetched_bytes if state else 0,
             "reads": state.reads if state else 0,
+            "local": d.is_local,
+            "local_disks": self.local_disks,
+            "hydration": self._hydration(state),
             "folder": str(self.folder.path),
             "serial_log": str(self.folder.serial_log),
             "screen": str(self.folder.screen),
+        }
+
+    def _hydration(self, state: State | None) -> dict[str, Any] | None:
+        if state is None or not state.hydration or not self.alive:
+            return None
+        return {
+            "state": state.hydration,
+            "done_bytes": state.done_bytes,
+            "total_bytes": state.total_bytes,
         }
 
     @property
@@ -169,8 +229,12 @@ def is_final(state: str) -> bool:
     return state in (POWERED_OFF, STOPPED, KILLED) or state.startswith(FAILED)
 
 
+def _part(file: Path) -> Path:
+    return file.with_suffix(".part")
+
+
 def _write(file: Path, value: object) -> None:
-    part = file.with_suffix(".part")
+    part = _part(file)
     part.write_text(json.dumps(value, indent=1))
     os.replace(part, file)
 

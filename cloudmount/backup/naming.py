@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
+from cloudmount.system import name_bytes
+
 RESERVED_AT_TOP = frozenset({"machine.json"})
 """What the drive itself puts into a snapshot's folder."""
 
@@ -44,7 +46,7 @@ def drive_names(items: Iterable[tuple[str, bool]], reserved: Iterable[str] = ())
     """
     taken = set(reserved)
     names = {}
-    for name, disk in sorted(items, key=lambda item: os.fsencode(item[0])):
+    for name, disk in sorted(items, key=lambda item: name_bytes(item[0])):
         n = 1
         while True:
             mine = _base(name, n) if disk else numbered(name, n)

@@ -17,6 +17,7 @@ from pathlib import Path
 from cloudmount.backup.naming import RESERVED_AT_TOP, drive_names, last_components
 from cloudmount.disks.detect import DiskKind, detect, parents_in
 from cloudmount.errors import UnreadableInputError, UsageError
+from cloudmount.system import full_status, name_bytes, opened_path, shown_path, stored_name
 
 Tell = Callable[[str, str], None]
 """Called with a path and why it is skipped."""
@@ -87,7 +88,7 @@ class Sources:
         yield from self._group(top)
 
     def _group(self, group: list[Found]) -> Iterator[Found]:
-        group.sort(key=lambda f: os.fsencode(f.name))
+        group.sort(key=lambda f: name_bytes(f.name))
         yield from group
         for found in group:
             if found.is_folder:
@@ -96,30 +97,31 @@ class Sources:
 
     def _children(self, path: str, folder: str, named: bool) -> list[Found]:
         try:
-            with os.scandir(path) as scan:
-                entries = sorted(scan, key=lambda e: os.fsencode(e.name))
+            with os.scandir(opened_path(path)) as scan:
+                entries = sorted(scan, key=lambda e: name_bytes(stored_name(e.name)))
         except OSError as error:
             if named:
                 raise UnreadableInputError(f"{path}: can't be read: {error.strerror}") from None
             self._tell(path, error.strerror or "can't be listed")
             return []
-        met: list[tuple[os.DirEntry[str], os.stat_result, bool]] = []
+        met: list[tuple[str, str, os.stat_result, bool]] = []
         for entry in entries:
-            if _matches(entry.path, self._exclude):
+            at = opened_path(entry.path)
+            if _matches(at, self._exclude):
                 continue
             try:
-                status = entry.stat(follow_symlinks=False)
+                status = full_status(entry)
                 if (status.st_dev, status.st_ino) in self._leave_out:
                     continue
-                disk = self._is_disk(entry.path, status)
+                disk = self._is_disk(at, status)
             except (OSError, UnreadableInputError) as error:
-                self._tell(entry.path, getattr(error, "strerror", None) or _short(error, entry.path))
+                self._tell(at, getattr(error, "strerror", None) or _short(error, at))
                 continue
-            met.append((entry, status, disk))
-        parents = parents_in(Path(e.path) for e, _, disk in met if disk) if any(d for *_, d in met) else set()
-        met = [m for m in met if Path(m[0].path) not in parents]
-        names = drive_names([(e.name, disk) for e, _, disk in met])
-        return [Found(e.path, folder, names[e.name], e.name, s, disk, False) for e, s, disk in met]
+            met.append((at, stored_name(entry.name), status, disk))
+        parents = parents_in(Path(at) for at, *_, disk in met if disk) if any(d for *_, d in met) else set()
+        met = [m for m in met if Path(m[0]) not in parents]
+        names = drive_names([(name, disk) for _, name, _, disk in met])
+        return [Found(at, folder, names[name], name, s, disk, False) for at, name, s, disk in met]
 
     def _is_disk(self, path: str, status: os.stat_result) -> bool:
         if not stat.S_ISREG(status.st_mode) or _matches(path, self._as_file):
@@ -133,5 +135,5 @@ def _short(error: Exception, path: str) -> str:
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
     name = os.path.basename(path.rstrip(os.sep))
-    whole = os.path.abspath(path)
+    whole = shown_path(os.path.abspath(path))
     return any(fnmatch.fnmatchcase(whole if os.sep in p else name, p.rstrip(os.sep)) for p in patterns)

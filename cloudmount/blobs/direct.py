@@ -22,14 +22,13 @@ import os
 import threading
 from contextlib import suppress
 
-from cloudmount.blobs.placing import sync_file
+from cloudmount.system import OPEN, pread, pwrite, sync_file
 
 ALIGNMENT = 4096
 """Bytes: at least the logical sectors of any disk, and a page."""
 WORTH = 256 << 10
 """Bytes from which a direct write is worth its wait for the disk."""
 _DIRECT = getattr(os, "O_DIRECT", 0)
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def aligned_memory(size: int) -> memoryview:
@@ -51,7 +50,7 @@ class LargeFile:
 
     def __init__(self, path: str | os.PathLike[str], *, new: bool = False, mode: int = 0o666) -> None:
         """Open `path`, made when it is missing; `FileExistsError` when `new` and it is there."""
-        flags = os.O_WRONLY | os.O_CREAT | _FLAGS | (os.O_EXCL if new else 0)
+        flags = os.O_WRONLY | os.O_CREAT | OPEN | (os.O_EXCL if new else 0)
         self.fd = os.open(path, flags, mode)
         """Its descriptor for all else."""
         self._path, self._refused = path, not _DIRECT
@@ -66,7 +65,7 @@ class LargeFile:
             done = self._write_direct(view[: len(view) // ALIGNMENT * ALIGNMENT], at)
             view, at = view[done:], at + done
         while view:
-            done = _pwrite(self.fd, view, at)
+            done = pwrite(self.fd, view, at)
             view, at = view[done:], at + done
 
     def open_direct(self) -> None:
@@ -74,7 +73,7 @@ class LargeFile:
         with self._opening:
             if self._direct < 0 and not self._refused:
                 try:
-                    self._direct = os.open(self._path, os.O_WRONLY | _FLAGS | _DIRECT)
+                    self._direct = os.open(self._path, os.O_WRONLY | OPEN | _DIRECT)
                 except OSError:
                     self._refused = True
 
@@ -117,7 +116,7 @@ class LargeReader:
         self._fd, self._direct = fd, -1
         if _DIRECT:
             with suppress(OSError):  # refused, or no /proc
-                self._direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | _FLAGS | _DIRECT)
+                self._direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | OPEN | _DIRECT)
 
     def read_into(self, room: memoryview, at: int) -> int:
         """Fill `room` from position `at`; how many bytes there were: fewer only at the file's end."""
@@ -154,13 +153,6 @@ class LargeReader:
 
 
 def _pread_into(fd: int, room: memoryview, at: int) -> int:
-    data = os.pread(fd, len(room), at)
+    data = pread(fd, len(room), at)
     room[: len(data)] = data
     return len(data)
-
-
-def _pwrite(fd: int, view: memoryview, at: int) -> int:
-    if hasattr(os, "pwrite"):
-        return os.pwrite(fd, view, at)
-    os.lseek(fd, at, os.SEEK_SET)  # Windows; the descriptor is this file's own
-    return os.write(fd, view)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from cloudmount.blobs import pacing
 from cloudmount.blobs.direct import LargeFile
-from cloudmount.blobs.placing import place_new, sync_folder
+from cloudmount.blobs.placing import place_new
 from cloudmount.blobs.store import BlobInfo, BlobStore, Data, Tier, check_name, check_prefix
 from cloudmount.errors import (
     BlobExistsError,
@@ -40,6 +40,7 @@ from cloudmount.errors import (
     StoreTimeoutError,
     StoreUnreachableError,
 )
+from cloudmount.system import pread, sync_folder
 
 _PIECE = 8 * 1024 * 1024
 _LEFTOVER_SECONDS = 24 * 3600.0
@@ -133,7 +134,7 @@ class LocalStore(BlobStore):
                         raise DamagedError(f"object {name} ends before byte {offset}")
                 pieces, most = [], length if deadline is None else _PIECE
                 while length:
-                    piece = _pread(fd, min(length, most), offset)
+                    piece = pread(fd, min(length, most), offset)
                     if not piece:
                         size, end = os.fstat(fd).st_size, offset + length
                         raise DamagedError(f"object {name} has {size} bytes, but {end} are needed")
@@ -340,10 +341,3 @@ class LocalStore(BlobStore):
 def _check_time(deadline: float | None) -> None:
     if deadline is not None and time.monotonic() >= deadline:
         raise StoreTimeoutError("the deadline passed")
-
-
-def _pread(fd: int, length: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(fd, length, offset)
-    os.lseek(fd, offset, os.SEEK_SET)  # Windows; the descriptor is this call's own
-    return os.read(fd, length)

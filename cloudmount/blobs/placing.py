@@ -24,9 +24,9 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from cloudmount.errors import StoreRefusedError, StoreTimeoutError
+from cloudmount.system import OPEN, WINDOWS, try_lock
 
 _UNSUPPORTED = {
     errno.EPERM,  # vfat's and exFAT's answer to link()
@@ -38,7 +38,6 @@ _UNSUPPORTED = {
     errno.EMLINK,
     errno.ENOTTY,
 }
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 _LOCK_POLL = 0.02
 
 
@@ -48,7 +47,7 @@ def place_new(temporary: str, path: str, lock: str, deadline: float | None) -> N
     `temporary` may be left for the caller to remove; `lock` is the path of a lock file to use
     where nothing better works. `OSError` of the last way when none does.
     """
-    ways = [_rename_new] if os.name == "nt" else [_link, _rename_new]
+    ways = [_rename_new] if WINDOWS else [_link, _rename_new]
     for way in ways:
         try:
             way(temporary, path)
@@ -71,7 +70,7 @@ def _link(temporary: str, path: str) -> None:
 
 
 def _rename_new(temporary: str, path: str) -> None:
-    if os.name == "nt":
+    if WINDOWS:
         os.rename(temporary, path)  # does not replace on Windows
         return
     rename = _renameat2()
@@ -94,52 +93,22 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 def _rename_locked(temporary: str, path: str, lock: str, deadline: float | None) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        raise OSError(errno.ENOSYS, "no flock here") from None
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | OPEN, 0o666)
     try:
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise StoreTimeoutError(f"another writer holds {lock}") from None
-                time.sleep(_LOCK_POLL)
+                if try_lock(fd):
+                    break
             except OSError as error:
                 raise StoreRefusedError(
                     f"the file system of {os.path.dirname(lock)} can't link, rename without replacing "
                     f"or lock ({error.strerror}): a repository is not safe there"
                 ) from error
+            if deadline is not None and time.monotonic() >= deadline:
+                raise StoreTimeoutError(f"another writer holds {lock}")
+            time.sleep(_LOCK_POLL)
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         os.rename(temporary, path)
-    finally:
-        os.close(fd)
-
-
-def sync_file(fd: int) -> None:
-    """Bring an open file's bytes to the disk, also through its own cache (macOS needs asking)."""
-    if sys.platform == "darwin":
-        import fcntl
-
-        with suppress(OSError):  # not every file system there has it
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-            return
-    os.fsync(fd)
-
-
-def sync_folder(path: str) -> None:
-    """Bring a folder's names to the disk. Windows journals them and has no such call."""
-    if os.name == "nt":
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:  # some network and FUSE file systems sync names at once
-            raise
     finally:
         os.close(fd)

@@ -1,8 +1,7 @@
 """QEMU's command line for a machine.
 
-Decided here and only here: which hardware a machine is given. Every format is stated, nothing is probed: a
-disk's first bytes are its guest's to write. What the guest flushed is on this computer's disk (`no-flush` is
-off), and a read or write that fails stops the machine instead of failing in the guest. Pure.
+Decided here and only here: which hardware a machine is given, and that a read or write that fails stops the
+machine instead of failing in the guest. How its disks are opened is decided in `blocknodes`. Pure.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import json
 from typing import Any
 
 from cloudmount.boot.accelerator import Accelerator
+from cloudmount.boot.blocknodes import disk_name, nodes
 from cloudmount.boot.firmware import uefi
-from cloudmount.boot.folder import AGENT, CONTROL, SCREEN, SERIAL, SERIAL_LOG, VARS, overlay_name
+from cloudmount.boot.folder import AGENT, CONTROL, SCREEN, SERIAL, SERIAL_LOG, VARS
 from cloudmount.boot.machine import BUSES, MIB, Disk, Machine, pauses
 
 _AGENT_NAME = "org.qemu.guest_agent.0"
@@ -60,14 +60,14 @@ def _disks(machine: Machine) -> list[str]:
     order = sorted(range(len(machine.disks)), key=lambda number: not machine.disks[number].bootable)
     on_bus = dict.fromkeys(BUSES, 0)
     for number, disk in enumerate(machine.disks):
-        for node in _nodes(number, disk):
+        for node in nodes(number, disk):
             found += ["-blockdev", json.dumps(node)]
         count = on_bus[disk.bus]
         on_bus[disk.bus] += 1
         found += _controller(disk, count, machine.secure_boot)
         device = {
             **_place(disk, count),
-            "drive": f"disk{number}",
+            "drive": disk_name(number),
             "bootindex": order.index(number),
             "logical_block_size": disk.logical_sector,
             "physical_block_size": disk.physical_sector,
@@ -76,20 +76,6 @@ def _disks(machine: Machine) -> list[str]:
             device |= {"rerror": "stop", "werror": "stop"}
         found += ["-device", json.dumps(device)]
     return found
-
-
-def _nodes(number: int, disk: Disk) -> list[dict[str, Any]]:
-    """A disk as QEMU's block nodes: the overlay, over the image on the drive."""
-    cache = {"direct": False, "no-flush": False}
-    return [
-        {"driver": "file", "node-name": f"image{number}", "filename": disk.path, "read-only": True,
-         "locking": "off"},
-        {"driver": "raw", "node-name": f"base{number}", "file": f"image{number}", "read-only": True},
-        {"driver": "file", "node-name": f"file{number}", "filename": overlay_name(number), "cache": cache,
-         "discard": "unmap"},
-        {"driver": "qcow2", "node-name": f"disk{number}", "file": f"file{number}", "backing": f"base{number}",
-         "cache": cache, "discard": "unmap"},
-    ]  # fmt: skip
 
 
 def _controller(disk: Disk, count: int, secure_boot: bool) -> list[str]:

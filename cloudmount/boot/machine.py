@@ -27,9 +27,12 @@ IDE_DISKS = 4
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A disk to be attached; `path`, relative to the VM's folder or absolute, is its raw image, only read.
+    """A disk to be attached; `path` is its raw image: relative to the VM's folder (on the drive), or
+    absolute (a disk of this computer's).
 
-    `size` and sectors in bytes. `bootable`: whether it looks like one that starts the machine.
+    `size` and sectors in bytes. `bootable`: whether it looks like one that starts the machine. `overlay`:
+    whether what the guest writes goes into an overlay, and the image is only read; else it goes into the
+    image.
     """
 
     path: str
@@ -38,6 +41,12 @@ class Disk:
     physical_sector: int = 512
     bus: Bus = "ide"
     bootable: bool = False
+    overlay: bool = True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is read from this computer, and from nowhere else."""
+        return os.path.isabs(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,10 @@ class QmpError(CloudMountError):
     """QEMU refused a command, or the line is dead."""
 
 
+class QmpRefusedError(QmpError):
+    """QEMU refused a command: nothing has changed."""
+
+
 class Qmp:
     """The line over a connected socket; owns it."""
 
@@ -39,7 +43,7 @@ class Qmp:
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """What QEMU answers to a command; `QmpError` when it refuses, or no answer comes."""
+        """What QEMU answers to a command; `QmpRefusedError` when it refuses, `QmpError` when none comes."""
         self._number += 1
         message = {"execute": command, "arguments": arguments, "id": self._number}
         try:
@@ -51,7 +55,7 @@ class Qmp:
         while answer := self._next(until):
             if answer.get("id") == self._number:
                 if "error" in answer:
-                    raise QmpError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+                    raise QmpRefusedError(f"QEMU refused {command}: {answer['error'].get('desc')}")
                 return answer["return"]
         raise QmpError(f"QEMU did not answer {command}" + (": it has ended" if self.ended else ""))
 

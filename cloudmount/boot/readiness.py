@@ -33,10 +33,11 @@ def pattern(text: str) -> re.Pattern[str]:
 class SerialLine:
     """The end of what a guest says from now on into the file `log`, as far as it was read."""
 
-    def __init__(self, log: Path, ready: re.Pattern[str] | None = None) -> None:
-        """`ready`: what it says when it is ready; None: a login prompt."""
+    def __init__(self, log: Path, ready: re.Pattern[str] | None = None, *, whole: bool = False) -> None:
+        """`ready`: what it says when it is ready; None: a login prompt. `whole`: what it said before counts
+        too."""
         self._log, self._ready = log, ready or LOGIN
-        self._at = log.stat().st_size if log.exists() else 0
+        self._at = log.stat().st_size if log.exists() and not whole else 0
         self._text = ""
         self._stage = "firmware"
         self.ready = False
@@ -53,8 +54,7 @@ class SerialLine:
         if not new:
             return
         self._at += len(new)
-        text = self._text + new.decode("utf-8", "replace").replace("\r", "")
-        self._text = _ESCAPES.sub("", text)[-_KEPT:]
+        self._text = plain_text(self._text + new.decode("utf-8", "replace"))[-_KEPT:]
         self.ready = self.ready or self._ready.search(self._text) is not None
         if _SERVICES.search(self._text):
             self._stage = "services"
@@ -66,6 +66,11 @@ class SerialLine:
         if self._stage == "firmware" and read_bytes > 1 << 20:
             return "loader"  # or a kernel that says nothing here
         return self._stage
+
+
+def plain_text(said: str) -> str:
+    """What was said, without carriage returns and what moves a terminal's cursor."""
+    return _ESCAPES.sub("", said.replace("\r", ""))
 
 
 def last_line(log: Path) -> str:

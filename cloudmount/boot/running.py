@@ -21,15 +21,18 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from cloudmount.boot.accelerator import Accelerator
 from cloudmount.boot.agent import Agent
 from cloudmount.boot.commandline import options
 from cloudmount.boot.folder import AGENT, VmFolder
+from cloudmount.boot.handover import HandOver
 from cloudmount.boot.machine import Machine
+from cloudmount.boot.picture import take_picture
 from cloudmount.boot.qemu import bound, program
 from cloudmount.boot.qmp import Qmp, QmpError
 from cloudmount.boot.readiness import SerialLine
@@ -64,12 +67,14 @@ class Backing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """How a machine is. `ready`: whether its guest ever was; `stage` how far it came, for people."""
+    """How a machine is. `ready`: whether its guest ever was; `stage` how far it came, for people.
+    `ready_by`: what told that it was, "serial", "agent" or "power-off"; empty before."""
 
     state: str
     stage: str
     ready: bool
     qemu_pid: int
+    ready_by: str = ""
 
 
 class RunningVm:
@@ -91,7 +96,10 @@ class RunningVm:
         self._serial = SerialLine(folder.serial_log, ready)
         self._agent = Agent(lambda: folder.connect(AGENT, 1.0))
         self._waits_for_pattern = ready is not None
-        self._ready = False
+        self._ready_by = ""
+        self._folders = [folder.path, *(Path(d.path).parent for d in machine.disks if d.is_local)]
+        """Where its disks are written."""
+        self._hand_over: HandOver | None = None
         self._pause: _Pause | None = None
         self._went_on = float("-inf")
         self._outcome = ""
@@ -136,6 +144,11 @@ class RunningVm:
         if not self.ended.wait(QUIT_SECONDS):
             self._kill()
             self.ended.wait(QUIT_SECONDS)
+
+    def hand_over(self, way: HandOver, folders: Sequence[Path]) -> None:
+        """Give it over, while it runs, to disks in these folders."""
+        self._folders += [folder for folder in folders if folder not in self._folders]
+        self._hand_over = way
 
     # Its start and its end
 
@@ -188,6 +201,8 @@ class RunningVm:
         while not qmp.ended:
             for event in qmp.events(TICK_SECONDS):
                 self._heard(qmp, event)
+                if self._hand_over is not None:
+                    self._hand_over.heard(event)
             if self._asked_to_quit.is_set() and not self._outcome:
                 self._outcome = STOPPED
                 qmp.execute("quit")
@@ -198,6 +213,8 @@ class RunningVm:
                 self._steer(qmp)
             except QmpError as error:  # busy for long, with a slow disk of this computer's: asked again
                 log.warning("%s: %s", self._folder.path.name, error)
+            if self._hand_over is not None:
+                self._hand_over.step(qmp)
             self._tell()
 
     def _steer(self, qmp: Qmp) -> None:
@@ -205,7 +222,7 @@ class RunningVm:
             qmp.execute("cont")
             self._pause = None
             self._went_on = time.monotonic()
-        if not self._ready and time.monotonic() - self._counted > STATISTICS_SECONDS:
+        if not self._ready_by and time.monotonic() - self._counted > STATISTICS_SECONDS:
             self._counted = time.monotonic()
             self._read_bytes = _read_bytes(qmp.execute("query-blockstats"))
 
@@ -214,9 +231,10 @@ class RunningVm:
         if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
             self._wait_for_disks(writing=data.get("operation") == "write", why=str(data.get("reason", "")))
         elif name == "SHUTDOWN" and data.get("guest"):
-            self._ready = True
-            self._outcome = POWERED_OFF
             self._look()  # for what it said at last
+            self._ready_by = self._ready_by or "power-off"
+            self._outcome = POWERED_OFF
+            take_picture(qmp)  # its last screen, before it is gone
             qmp.execute("quit")
         elif name == "SHUTDOWN":
             self._outcome = self._outcome or STOPPED
@@ -226,13 +244,15 @@ class RunningVm:
             return  # one of several requests that were under way
         slower = time.monotonic() - self._went_on < FLAP_SECONDS
         pause = LONGEST_PAUSE if slower else FIRST_PAUSE
-        self._pause = _Pause(self._folder, None if writing else self._backing, why, pause)
+        self._pause = _Pause(self._folders, None if writing else self._backing, why, pause)
         self._tell()
 
     def _look(self) -> None:
         self._serial.read()
-        if not self._ready:
-            self._ready = self._serial.ready or (not self._waits_for_pattern and self._agent.answers())
+        if not self._ready_by and self._serial.ready:
+            self._ready_by = "serial"
+        elif not self._ready_by and not self._waits_for_pattern and self._agent.answers():
+            self._ready_by = "agent"
 
     @property
     def _state(self) -> str:
@@ -240,12 +260,14 @@ class RunningVm:
             return self._outcome
         if self._pause is not None:
             return self._pause.text
-        return RUNNING if self._ready else BOOTING
+        if self._hand_over is not None and self._hand_over.waits:
+            return f"{PAUSED}: the hand-over can't be entered: {self._hand_over.waits}"
+        return RUNNING if self._ready_by else BOOTING
 
     def _tell(self) -> None:
         assert self._process is not None
-        stage = "ready" if self._ready else self._serial.stage(self._read_bytes)
-        moment = Moment(self._state, stage, self._ready, self._process.pid)
+        stage = "ready" if self._ready_by else self._serial.stage(self._read_bytes)
+        moment = Moment(self._state, stage, bool(self._ready_by), self._process.pid, self._ready_by)
         now = time.monotonic()
         if moment != self._told or now - self._told_at >= 1:
             self._told, self._told_at = moment, now
@@ -255,10 +277,11 @@ class RunningVm:
 class _Pause:
     """A machine waits for its disks: for what failed to be read, or (no `backing`) for room to write."""
 
-    def __init__(self, folder: VmFolder, backing: Backing | None, why: str, pause: float) -> None:
-        self._folder, self._backing, self._first = folder, backing, pause
+    def __init__(self, folders: Sequence[Path], backing: Backing | None, why: str, pause: float) -> None:
+        self._folders, self._backing, self._first = folders, backing, pause
         since = f"since {dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
-        why = f"can't write to {folder.path}: {why}" if backing is None else backing.why()
+        where = min(folders, key=_free)
+        why = f"can't write to {where}: {why}" if backing is None else backing.why()
         self.text = f"{PAUSED}: {why} {since}"
         self.over = False
         self._ended = threading.Event()
@@ -279,9 +302,14 @@ class _Pause:
     def _is_over(self) -> bool:
         if self._backing is not None:
             return self._backing.retry()
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(self._folder.path).free >= ROOM
-        return False
+        return min(map(_free, self._folders)) >= ROOM
+
+
+def _free(folder: Path) -> int:
+    """Bytes free there; 0 when that can't be told."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return 0
 
 
 def _read_bytes(statistics: list[dict[str, Any]]) -> int:

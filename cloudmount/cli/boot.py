@@ -17,6 +17,7 @@ from cloudmount.cli.logs import tell_logs
 from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Output, seconds_text, size_text
 from cloudmount.errors import CloudMountError, UsageError
+from cloudmount.system import WINDOWS
 
 if TYPE_CHECKING:
     from cloudmount.app.vms import Vm
@@ -26,7 +27,7 @@ _LEAST_MEMORY = 16 << 20
 
 
 @click.command(short_help="Start a machine from its backup.")
-@repository_options(moves_data=True)
+@repository_options(moves_data=True, optional=True)
 @click.option("--resume", is_flag=True, help="Go on with a VM that there is, with all that it wrote.")
 @click.option("--memory", metavar="SIZE", help="Such as 4GiB; left out: 4 GiB, or half of this computer's.")
 @click.option(
@@ -43,7 +44,7 @@ _LEAST_MEMORY = 16 << 20
     help="What its disks hang on; left out: ide, which needs no drivers. virtio is the quickest.",
 )
 @click.option("--firmware", type=click.Choice(FIRMWARES), help="Left out: as its disk's partitions tell.")
-@click.option("--hydrate-to", metavar="D", help="Complete its disks in folder D, and use what is there.")
+@click.option("--hydrate-to", metavar="D", help="Complete its disks in folder D, and have it run from there.")
 @click.option("--ready", metavar="REGEX", help="It is ready when its serial line says so.")
 @click.option(
     "--timeout",
@@ -74,11 +75,15 @@ def command(
 
     Ready is a login prompt on its serial line, an answering QEMU guest agent, or its own power-off. What it
     writes is kept on this computer, also when it is switched off; --resume (with the VM's name for SNAPSHOT)
-    goes on with that.
+    goes on with that. With --hydrate-to its disks come to this computer while it runs, and when all are there
+    it goes on with them alone: the repository is needed no longer.
     """
     if not timeout < float("inf"):  # nan is no number above 0, and not below it either
         raise UsageError(f"--timeout {timeout:g}: give seconds")
+    if WINDOWS:
+        raise UsageError("'boot' needs Linux; Hyper-V starts from what 'cloudmount hydrate' makes, a .vhdx")
     from cloudmount.app.boot import BootOptions, boot, log_file
+    from cloudmount.app.vms import find_vm
     from cloudmount.boot.qemu import program
     from cloudmount.boot.readiness import pattern
     from cloudmount.mounts.lifecycle import in_background
@@ -97,13 +102,14 @@ def command(
     program()
     program("qemu-img")
     out = common.out
-    passphrase = common.passphrase()
+    local = resume and find_vm(snapshot).definition.is_local
+    address, passphrase = ("", "") if local else (common.needed_address(), common.passphrase())
     began = time.monotonic()
     tell_logs(out, dated=not foreground)
 
     def run(up: Callable[[Vm], None]) -> None:
         boot(
-            common.address,
+            address,
             passphrase,
             snapshot,
             options,
@@ -118,8 +124,6 @@ def command(
         _stay(out, run, began + timeout)
         return
     name = in_background(lambda up: run(lambda vm: up(vm.name)), log_file())
-    from cloudmount.app.vms import find_vm
-
     vm = find_vm(name)
     try:
         _await(out, vm, began + timeout)

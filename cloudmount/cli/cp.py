@@ -10,6 +10,7 @@ import click
 
 from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Moment, count_text, seconds_text, size_text
+from cloudmount.system import is_separator_end, long_path
 
 if TYPE_CHECKING:
     from cloudmount.app.copyplan import CopyPlan
@@ -49,7 +50,7 @@ def command(common: Common, only: bool, what: str, target: str) -> int:
     with looking_inside(repository) as drive:
         with out.progress(lambda: Moment(progress.done_bytes, progress.total_bytes, progress.current)):
             result = copy(
-                drive, selected, Path(target), slash=target.endswith("/"), only=only,
+                drive, selected, Path(long_path(target)), slash=is_separator_end(target), only=only,
                 begins=begins, progress=progress,
             )  # fmt: skip
     for path, why in result.skipped[:20]:

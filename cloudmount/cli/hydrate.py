@@ -10,6 +10,7 @@ import click
 
 from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Moment, count_text, seconds_text, size_text
+from cloudmount.system import long_path
 
 if TYPE_CHECKING:
     from cloudmount.tree.copies import Format
@@ -41,7 +42,9 @@ def command(common: Common, target: str, format_: Format, what: str) -> None:
     progress = HydrateProgress()
     selected = select(repository, what, os.environ)
     with out.progress(lambda: Moment(progress.done_bytes, progress.total_bytes, progress.doing)):
-        result = hydrate(repository, selected, Path(target), format=format_, progress=progress, tell=out.warn)
+        result = hydrate(
+            repository, selected, Path(long_path(target)), format=format_, progress=progress, tell=out.warn
+        )
     value = {
         "files": result.files,
         "bytes": result.bytes,

@@ -8,10 +8,8 @@ ends by `os._exit`: threads that a dead store holds must not keep it.
 from __future__ import annotations
 
 import _thread
-import codecs
 import contextlib
 import importlib
-import locale
 import logging
 import os
 import signal
@@ -30,6 +28,7 @@ from cloudmount import __version__
 from cloudmount.cli import output
 from cloudmount.cli.output import plain
 from cloudmount.errors import CloudMountError, UsageError
+from cloudmount.system import ENDING, stream_encoding
 
 COMMANDS = (
     "init",
@@ -48,10 +47,13 @@ COMMANDS = (
     "verify-local",
     "preflight",
     "boot",
+    "drill",
     "vms",
     "stop",
     "console",
     "nbd",
+    "hyperv",
+    "service",
     "status",
 )
 INTERRUPTED = 130
@@ -83,14 +85,14 @@ def program() -> None:
 
 
 class _Interrupts:
-    """SIGINT and SIGTERM: the first unwinds the command, and gets `GRACE_SECONDS` for it; a second
+    """SIGINT and SIGTERM (SIGBREAK): the first unwinds the command, and gets `GRACE_SECONDS` for it; a second
     ends the process at once."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and shells' background jobs
                 signal.signal(number, self._interrupt)
 
@@ -200,11 +202,8 @@ def main() -> NoReturn:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             # A name that is not text in the terminal's encoding must not end a backup.
-            encoding = codecs.lookup(locale.getencoding()).name
-            if encoding == "ascii":  # the locale C, as in cron: who set no locale, as Python sees it
-                encoding = "utf-8"
-            utf8 = sys.platform != "win32" and encoding == "utf-8"
-            reconfigure(encoding=encoding, errors="surrogateescape" if utf8 else "backslashreplace")
+            encoding, errors = stream_encoding(stream)
+            reconfigure(encoding=encoding, errors=errors)
     _Interrupts().install()
     _hush()
     code = run(sys.argv[1:])

@@ -23,8 +23,9 @@ from cloudmount.errors import UsageError
 )
 @click.option(
     "--driver",
-    type=click.Choice(["native", "refuse"]),
-    help="How it is mounted; left out: native where cloudmount-native is installed, else refuse.",
+    type=click.Choice(["native", "refuse", "winfsp"]),
+    help="How it is mounted; left out: native where cloudmount-native is installed, else refuse; on Windows"
+    " winfsp.",
 )
 @click.option("--io-timeout", type=click.FloatRange(1), default=60.0, show_default=True, metavar="SECONDS",
               help="How long a read waits for the store before it fails.")  # fmt: skip
@@ -45,11 +46,17 @@ def command(
     daemon: bool,
     folder: str,
 ) -> None:
-    """Show the repository as a drive at DIR, until it is unmounted or Ctrl-C."""
+    """Show the repository as a drive at DIR, until it is unmounted or Ctrl-C.
+
+    On Windows DIR is a letter that is free, such as X:, and the drive is made with WinFsp - Windows File
+    System Proxy, Copyright (C) Bill Zissimopoulos, https://github.com/winfsp/winfsp.
+    """
     if not io_timeout < float("inf"):  # nan is no number above 1, and not below it either
         raise UsageError(f"--io-timeout {io_timeout:g}: give seconds, 1 or more")
     from cloudmount.app.mount import log_file, mount
+    from cloudmount.mounts import letters
     from cloudmount.mounts.lifecycle import in_background
+    from cloudmount.service.notify import ready as tell_ready
 
     out = common.out
     cache_bytes = parse_bytes(cache_size) if cache_size is not None else None
@@ -60,9 +67,14 @@ def command(
         def ready(path: str) -> None:
             how = f"'cloudmount umount {shlex.quote(path)}'" + ("" if daemon else ", or Ctrl-C here,")
             out.say(f"The drive is at {path}; {how} ends it.")
+            if letters.WINDOWS:
+                from cloudmount.mounts.winfsp_driver import NOTICE
+
+                out.say(NOTICE)
             if out.json:
                 out.result({"mountpoint": path, "pid": os.getpid()}, "")
             up(path)
+            tell_ready()
 
         mount(
             common.address,

@@ -50,6 +50,12 @@ class Common:
     bandwidth: Bandwidth = (None, None)
     opened: list[Repository] = field(default_factory=list)
 
+    def needed_address(self) -> str:
+        """The repository; `UsageError` when none was given."""
+        if not self.address:
+            raise UsageError("which repository? give --repo or set CLOUDMOUNT_REPO")
+        return self.address
+
     def passphrase(self) -> str:
         """From the file, the environment, or the terminal; it may be wrong."""
         return from_elsewhere(self.passphrase_file) or ask()
@@ -137,17 +143,18 @@ def output_options(function: F) -> F:
     return decorated
 
 
-def repository_options(*, moves_data: bool = False) -> Callable[[F], F]:
-    """--repo and --passphrase-file (and --bandwidth); the command gets `common`."""
+def repository_options(*, moves_data: bool = False, optional: bool = False) -> Callable[[F], F]:
+    """--repo and --passphrase-file (and --bandwidth); the command gets `common`. `optional`: it may do
+    without a repository."""
 
     def decorate(function: F) -> F:
         def wrapped(
             *args: Any, out: Output, repo: str | None, passphrase_file: str | None, **kwargs: Any
         ) -> Any:
-            if not repo:
-                raise UsageError("which repository? give --repo or set CLOUDMOUNT_REPO")
             bandwidth = parse_bandwidth(kwargs.pop("bandwidth", None))
-            common = Common(out, repo, passphrase_file, bandwidth)
+            common = Common(out, repo or "", passphrase_file, bandwidth)
+            if not optional:
+                common.needed_address()
             try:
                 return function(*args, common=common, **kwargs)
             finally:

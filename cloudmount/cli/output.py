@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudmount.errors import CloudMountError
+from cloudmount.system import shown_path
 
 # Control characters, and those that reorder what follows (a name "x[U+202E]gpj.exe" looks like "xexe.jpg").
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -59,7 +60,7 @@ def time_text(nanoseconds: int) -> str:
 
 def plain(text: str) -> str:
     """`text` on one line, with what a terminal would obey made visible: `\\x1b`, `\\n`."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), shown_path(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cloudmount.errors import UnreadableInputError, UsageError
+from cloudmount.system import text_of_file
 
 VARIABLE = "CLOUDMOUNT_PASSPHRASE"
 LONGEST = 64 << 10
@@ -39,8 +40,8 @@ def _from_file(file: str) -> str:
         raise UnreadableInputError(f"the passphrase file {file} can't be read: {why}") from None
     if len(data) > LONGEST:
         raise UnreadableInputError(f"{file} is longer than any passphrase: is it the right file?")
-    data = data.removesuffix(b"\r\n") if data.endswith(b"\r\n") else data.removesuffix(b"\n")
-    return os.fsdecode(data)
+    text = text_of_file(data)
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def ask(prompt: str = "Passphrase or recovery phrase: ") -> str:
@@ -55,6 +56,22 @@ def ask(prompt: str = "Passphrase or recovery phrase: ") -> str:
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the prompt's line is still open
         raise
+
+
+def ask_line(prompt: str) -> str:
+    """A line that is no secret, typed at the terminal; `UsageError` when there is none."""
+    _check_terminal()
+    try:
+        if sys.platform == "win32":
+            return input(prompt).strip()
+        with open("/dev/tty", "r+b", buffering=0) as terminal:
+            terminal.write(prompt.encode())
+            text = os.fsdecode(terminal.readline(LONGEST)).strip()
+    except EOFError:
+        text = ""
+    if not text:
+        raise UsageError("nothing was typed")
+    return text
 
 
 def ask_new() -> str:

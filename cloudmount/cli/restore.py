@@ -9,6 +9,7 @@ import click
 
 from cloudmount.cli.options import Common, repository_options
 from cloudmount.cli.output import Moment, seconds_text, size_text
+from cloudmount.system import is_separator_end, long_path
 
 INCOMPLETE = 9
 
@@ -35,11 +36,15 @@ def command(common: Common, format_: str | None, what: str, target: str) -> int:
     out = common.out
     repository = common.open_repository()
     progress = RestoreProgress()
-    slash = "/" if target.endswith("/") else ""
     selected = select(repository, what, os.environ)
     with out.progress(lambda: Moment(progress.done_bytes, progress.total_bytes, progress.current)):
         result = restore(
-            repository, selected, Path(target), into=bool(slash), format=format_, progress=progress
+            repository,
+            selected,
+            Path(long_path(target)),
+            into=is_separator_end(target),
+            format=format_,
+            progress=progress,
         )
     for note in result.notes[:20]:
         out.warn(note)

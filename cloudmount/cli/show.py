@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -21,7 +23,8 @@ def command(common: Common, snapshot: str) -> None:
 
     if split_path(snapshot)[1]:
         raise UsageError(f"show takes a whole snapshot, not a path in it: see 'cloudmount ls {snapshot}'")
-    s = show_json(select(common.open_repository(), snapshot, os.environ))
+    repository = common.open_repository()
+    s = show_json(repository, select(repository, snapshot, os.environ))
     lines = [
         f"{s['machine']}/{s['name']}",
         f"  id          {s['id']}",
@@ -37,5 +40,19 @@ def command(common: Common, snapshot: str) -> None:
             f"  disk        {d['name']}: {size_text(d['size'])}, {size_text(d['stored_bytes'])} stored",
             f"              {d['source_format']} {d['original']}, {sectors}, {d['disk_id']}",
         ]
+    lines += _drill(s)
     lines += [f"  problem     {p['path']}: {p['why']}" for p in s["problems"]]
     common.out.result(s, "\n".join(lines))
+
+
+def _drill(s: Mapping[str, Any]) -> list[str]:
+    """What its newest drill found."""
+    if s["drilled"] is None:
+        return ["  drill       none yet: nothing proves that it boots"]
+    lines = [f"  drill       {'proved' if s['proved'] else 'NOT PROVED'} {s['drilled']}"]
+    drill = s["drill"] or {}
+    if drill.get("why"):
+        lines.append(f"              {drill['stage']}: {drill['why']}")
+    if drill.get("ready_ms") is not None:
+        lines[0] += f", up after {seconds_text(drill['ready_ms'] / 1000)}"
+    return lines + [f"              {e['kind']}: {e['what']}" for e in drill.get("evidence", ())]

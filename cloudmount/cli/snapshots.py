@@ -23,6 +23,8 @@ def command(common: Common, machine: str | None) -> None:
         disks = ", ".join(f"{d['name']} ({size_text(d['size'])})" for d in s["disks"]) or "-"
         flags = ["" if s["consistent"] else "changed while read", "incomplete" if s["incomplete"] else ""]
         state = ", ".join(f for f in flags if f) or "ok"
+        if s["drilled"] is not None:
+            state += f", {'proved' if s['proved'] else 'NOT PROVED'} {s['drilled'][:10]}"
         rows.append([f"{s['machine']}/{s['name']}", s["id"][:8], disks, str(s["files"]), state])
     text = table(rows, frozenset({3})) if found else "There are no snapshots yet."
     common.out.result(found, text)

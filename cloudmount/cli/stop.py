@@ -30,6 +30,9 @@ def command(out: Output, timeout: float, delete: bool, name: str) -> None:
     from cloudmount.app.vms import find_vm
 
     vm = find_vm(name)
+    disks = vm.local_disks
     state = stop(vm, timeout=timeout, delete=delete, tell=out.warn)
-    told = f"{vm.name}: {state}" + ("; removed with all it wrote" if delete else "")
+    told = f"{vm.name}: {state}"
+    if delete:
+        told += "; removed" + (f"; its disks stay: {', '.join(disks)}" if disks else " with all it wrote")
     out.result({"vm": vm.name, "state": state, "deleted": delete}, told)

@@ -16,9 +16,14 @@ from cloudmount.cli.output import Output
 def command(out: Output, folder: str) -> None:
     """Take the drive at DIR down, within seconds, also when its store is gone."""
     from cloudmount.app.places import records_folder
+    from cloudmount.mounts import letters
     from cloudmount.mounts.lifecycle import unmount
     from cloudmount.mounts.mountpoints import resolved
 
+    if letters.WINDOWS:
+        at = letters.unmount(folder, records=records_folder(), tell=out.warn)
+        out.result({"mountpoint": at}, "")
+        return
     folder = os.path.abspath(folder)
     os.chdir("/")  # `umount .`: where we stand goes away
     unmount(folder, records=records_folder(), tell=out.warn)

@@ -23,15 +23,25 @@ def command(out: Output) -> None:
 
 def vms_table(found: Sequence[dict[str, Any]]) -> str:
     """VMs, as `Vm.told` tells them, for people."""
-    rows = [["VM", "SINCE", "WROTE", "FETCHED", "STATE"]]
+    rows = [["VM", "SINCE", "WROTE", "FETCHED", "DISKS", "STATE"]]
     rows += [
         [
             vm["vm"],
             vm["since"] or "",
             size_text(vm["written_bytes"]),
             size_text(vm["fetched_bytes"]),
+            _disks(vm),
             vm["state"],
         ]
         for vm in found
     ]
     return table(rows, right=frozenset({2, 3}))
+
+
+def _disks(vm: dict[str, Any]) -> str:
+    """Where its disks are."""
+    hydration = vm["hydration"]
+    if hydration is None:
+        return "here" if vm["local"] else "in the repository"
+    done = f"{size_text(hydration['done_bytes'])} of {size_text(hydration['total_bytes'])} here"
+    return f"{done} ({hydration['state']})"

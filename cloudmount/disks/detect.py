@@ -139,7 +139,7 @@ def _open_raw(path: Path) -> OpenDisk:
         logical, physical = disk.sector_sizes()
         if not disk.is_block_device:
             table = read_partitions(disk)
-            if table.kind == "gpt" and table.sector != logical:
+            if table.kind != "none" and table.sector != logical:
                 logical = physical = table.sector  # an image of a disk with 4 KiB sectors
         generation = _generation(disk, logical)
         return OpenDisk(disk, DiskIdentity(logical, physical, None, "raw", generation), (disk.path,))

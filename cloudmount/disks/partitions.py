@@ -17,7 +17,8 @@ from itertools import pairwise
 from typing import Annotated, Literal
 from uuid import UUID
 
-from cloudmount.extents import BlockSource
+from cloudmount.disks.signatures import file_system
+from cloudmount.extents import BlockSource, Layout, Piece
 from cloudmount.records import Record, record
 
 _BOOT_SIGNATURE = b"\x55\xaa"
@@ -25,6 +26,7 @@ _MBR_LENGTH = 512
 _GPT_SIGNATURE = b"EFI PART"
 _GPT_PROTECTIVE = 0xEE
 _EXTENDED = (0x05, 0x0F, 0x85)
+_SLOTS = 4
 _MAX_LOGICAL = 1024
 _MAX_ARRAY = 1024 * 1024  # bytes of GPT entries; 128 entries of 128 bytes are usual
 SECTOR_SIZES = (512, 4096)
@@ -149,7 +151,8 @@ def read_partitions(source: BlockSource, logical_sector: int | None = None) -> P
     """The disk's partition table; kind "none" when there is none.
 
     `logical_sector` in bytes; when it isn't known, a GPT is looked for at both
-    sizes, and an MBR is taken to count in 512.
+    sizes, and an MBR is taken to count in 512, unless file systems lie only where
+    it says when it counts in 4096.
     """
     sectors = SECTOR_SIZES if logical_sector is None else (logical_sector,)
     mbr = _mbr_entries(source)
@@ -163,9 +166,16 @@ def read_partitions(source: BlockSource, logical_sector: int | None = None) -> P
             problems.append(problem)
         if mbr is not None and any(_is_protective(e) for e in mbr):
             return PartitionTable("gpt", sectors[0], (), problems[0])
-    if mbr is None or not _plausible(mbr):
+    if (
+        mbr is None
+        or not _plausible(mbr)
+        or (_overlapping(mbr) and not _are_partitions(source, mbr, sectors))
+    ):
         return PartitionTable("none", sectors[0])
-    return _read_mbr(source, sectors[0], mbr)
+    counts = sectors[0]
+    if len(sectors) > 1:
+        counts = next((s for s in sectors if _found(source, mbr, s)), counts)
+    return _read_mbr(source, counts, mbr)
 
 
 def _mbr_entries(source: BlockSource, at: int = 0) -> list[MbrEntry] | None:
@@ -188,15 +198,40 @@ def _is_protective(entry: MbrEntry) -> bool:
 
 
 def _plausible(entries: list[MbrEntry]) -> bool:
-    """Whether these are partitions, not a boot sector's code (both end in 55 AA)."""
+    """Whether these may be partitions, not a boot sector's code (both end in 55 AA)."""
     used = [e for e in entries if e.type]
-    ranges = sorted((e.start, e.start + e.sectors) for e in used)
     return (
         bool(used)
         and all(e.status in (0, 0x80) for e in entries)
         and all(e.start and e.sectors for e in used)
-        and all(a[1] <= b[0] for a, b in pairwise(ranges))
     )
+
+
+def _overlapping(entries: list[MbrEntry]) -> bool:
+    ranges = sorted((e.start, e.start + e.sectors) for e in entries if e.type)
+    return any(a[1] > b[0] for a, b in pairwise(ranges))
+
+
+def _are_partitions(source: BlockSource, entries: list[MbrEntry], sectors: tuple[int, ...]) -> bool:
+    """Whether entries that overlap are partitions all the same: something lies where they say, and no file
+    system fills the whole disk."""
+    return file_system(source) is None and any(_found(source, entries, s) for s in sectors)
+
+
+def _found(source: BlockSource, entries: list[MbrEntry], sector: int) -> bool:
+    """Whether one of these, counted in sectors of this size, begins with something that is known."""
+    for e in entries:
+        at = e.start * sector
+        if not e.type or at >= source.size:
+            continue
+        if e.type in _EXTENDED:
+            if _mbr_entries(source, at) is not None:
+                return True
+            continue
+        length = min(e.sectors * sector, source.size - at)
+        if file_system(Layout([Piece(length, source, at)])) is not None:
+            return True
+    return False
 
 
 def _read_mbr(source: BlockSource, sector: int, entries: list[MbrEntry]) -> PartitionTable:
@@ -217,6 +252,7 @@ def _read_mbr(source: BlockSource, sector: int, entries: list[MbrEntry]) -> Part
             found += [Partition(n, start, length, kind) for n, (start, length, kind) in enumerate(logical, 5)]
             problem = problem or why
             break  # Linux reads the first extended partition only, and there should be no other
+    problem = problem or _overlap([p for p in found if p.number <= _SLOTS])
     problem = problem or _overlap([p for p in found if int(p.type, 16) not in _EXTENDED])
     return PartitionTable("mbr", sector, tuple(found), problem)
 
@@ -264,12 +300,29 @@ def _read_gpt(source: BlockSource, sector: int) -> tuple[PartitionTable | None, 
     if table is not None:
         return table, ""
     backup, why_backup = _gpt_at(source, sector, source.size // sector - 1)
+    where = ""
+    for lba in _former_ends(source, sector) if backup is None else ():
+        backup, _ = _gpt_at(source, sector, lba)
+        if backup is not None:
+            where = ", from where the disk ended before it grew"
+            break
     if backup is None:
         return None, f"GPT: primary {why}, backup {why_backup}"
-    problem = f"GPT: primary {why}; its backup is used"
+    problem = f"GPT: primary {why}; its backup is used{where}"
     if backup.problem is not None:
         problem += f"; {backup.problem.removeprefix('GPT: ')}"
     return PartitionTable("gpt", sector, backup.partitions, problem), ""
+
+
+def _former_ends(source: BlockSource, sector: int) -> list[int]:
+    """Where the backup may be of a disk that has grown: as the damaged header says, or the protective MBR."""
+    found = []
+    if 2 * sector <= source.size:
+        header = GptHeader.unpack(source.read_at(sector, sector))
+        if header.signature == _GPT_SIGNATURE:
+            found.append(header.alternate_lba)
+    found += [e.start + e.sectors - 1 for e in _mbr_entries(source) or () if _is_protective(e)]
+    return found
 
 
 def _gpt_at(source: BlockSource, sector: int, lba: int) -> tuple[PartitionTable | None, str]:

@@ -17,12 +17,12 @@ import os
 import stat
 import struct
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from cloudmount.errors import UnreadableInputError
 from cloudmount.extents import Extent, check_range
+from cloudmount.system import pread
 
 _MAX_READ = 1 << 30  # Linux reads at most 2^31 - 4096 bytes a call
 _BLKSSZGET, _BLKPBSZGET = 0x1268, 0x127B  # linux/fs.h: logical and physical sector size
@@ -63,7 +63,6 @@ class RawDisk:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._fd = _opened(self.path)
-        self._seeking = threading.Lock()  # only where there is no pread
         try:
             status = os.fstat(self._fd)
             self.is_block_device = stat.S_ISBLK(status.st_mode)
@@ -82,7 +81,7 @@ class RawDisk:
     def hides_content(self) -> bool:
         """Whether a file that says it is empty is not: those of /proc, and of some network file systems."""
         try:
-            return self.size == 0 and not self.is_block_device and bool(self._pread(1, 0))
+            return self.size == 0 and not self.is_block_device and bool(pread(self._fd, 1, 0))
         except OSError:
             return False
 
@@ -107,7 +106,7 @@ class RawDisk:
         parts = []
         while length:
             try:
-                part = self._pread(min(length, _MAX_READ), offset)
+                part = pread(self._fd, min(length, _MAX_READ), offset)
             except OSError as error:
                 raise UnreadableInputError(
                     f"{self.path}: can't read {length} bytes at offset {offset}: {error.strerror}"
@@ -120,17 +119,6 @@ class RawDisk:
             offset += len(part)
             length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    if sys.platform == "win32":
-
-        def _pread(self, length: int, offset: int) -> bytes:
-            with self._seeking:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                return os.read(self._fd, length)
-    else:
-
-        def _pread(self, length: int, offset: int) -> bytes:
-            return os.pread(self._fd, length, offset)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Holes by SEEK_DATA and SEEK_HOLE; where those don't work, one DATA extent.
@@ -151,7 +139,7 @@ class RawDisk:
 
     def _seek(self, offset: int, end: int, whence: str) -> int:
         """Where the next data or hole starts at or after `offset`, at most `end`."""
-        if sys.platform == "win32" or not hasattr(os, whence):
+        if not hasattr(os, whence):
             return offset if whence == "SEEK_DATA" else end
         try:
             found = os.lseek(self._fd, offset, getattr(os, whence))

@@ -16,11 +16,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from cloudmount.errors import CloudMountError, UnreadableInputError
 from cloudmount.extents import BlockSource, Prefetching
 from cloudmount.guest import wire
+from cloudmount.guest.wedged import Wedged
 
 MOST = 6
 EACH = 2
@@ -84,9 +86,11 @@ class _Child:
         self.idle_since = time.monotonic()
         self.late = False
 
-    def call(self, source: BlockSource, call: list[Any], most: int) -> bytes | Any:
-        """What it answers, raw or parsed. `BrokenFrameError` when it can't be used any more, whatever the
-        source's reads raise, `_Told` for a failure that it told."""
+    def call(
+        self, source: BlockSource, call: list[Any], most: int, part: Callable[[Any], None]
+    ) -> bytes | Any:
+        """What it answers, raw or parsed; `part` gets the parts before. `BrokenFrameError` when it can't be
+        used any more, whatever the source's reads raise, `_Told` for a failure that it told."""
         self.silent_since = time.monotonic()
         wire.send_json(self._to, wire.CALL, call)
         asked = expected = 0
@@ -110,6 +114,9 @@ class _Child:
                     raise wire.BrokenFrameError("more ranges than it can need")
                 self.silent_since = None
                 _prefetch(source, payload)
+            elif kind == wire.PART:
+                part(wire.parsed(payload))
+                asked = expected = 0
             elif kind == wire.BYTES:
                 return payload
             elif kind == wire.VALUE:
@@ -148,6 +155,10 @@ def _told(payload: bytes) -> str:
     return why if kind == wire.UNREADABLE else f"damaged, or not understood: {' '.join(why.split())}"
 
 
+def _no_parts(_: Any) -> None:
+    raise wire.BrokenFrameError("a part of what has none")
+
+
 class Children:
     """Those of one drive, or of one command."""
 
@@ -161,6 +172,7 @@ class Children:
     ) -> None:
         self._most, self._each, self._idle_seconds, self._thinking = most, each, idle, thinking
         self._changed = threading.Condition()
+        self._wedged = Wedged()
         self._idle: list[tuple[Parsed, _Child]] = []
         self._busy: list[tuple[Parsed, _Child | None]] = []
         self._closed = threading.Event()
@@ -168,23 +180,40 @@ class Children:
         self.started = 0
         """How many there have been."""
 
-    def call(self, volume: Parsed, name: str, *arguments: Any, most: int = wire.MOST_VALUE) -> Any:
-        """Have a child of `volume` do something: bytes or a parsed value, of at most `most` bytes.
+    def call(
+        self,
+        volume: Parsed,
+        name: str,
+        *arguments: Any,
+        most: int = wire.MOST_VALUE,
+        part: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """Have a child of `volume` do something: bytes or a parsed value, of at most `most` bytes. `part`
+        gets what comes before it in parts, and says by `BrokenFrameError` when that is too much.
 
         `UnreadableInputError` (an I/O error on a drive) when that failed, whatever the volume's bytes did to
         the child; a failure to read them is raised as it is.
         """
+        about = (volume, name, arguments[:1] if name != "lookup" else arguments[1:])
+        why = self._wedged.why(about)
+        if why is not None:
+            raise UnreadableInputError(f"{volume.where}: {why}")
         child = self._take(volume)
         good = False
         try:
-            value = child.call(volume.source, [name, *arguments], most)
+            value = child.call(volume.source, [name, *arguments], most, part or _no_parts)
             good = True
             return value
         except _Told as error:
             good = True
             raise UnreadableInputError(f"{volume.where}: {error}") from None
         except wire.BrokenFrameError as error:
-            raise UnreadableInputError(f"{volume.where}: {self._ended(child, error)}") from None
+            why, spun = self._ended(child, error)
+            if spun:
+                self._wedged.remember(about, f"{why}; it is not tried again")
+            elif child.late:
+                self._wedged.silent(about, f"{why}, twice; it is not tried again")
+            raise UnreadableInputError(f"{volume.where}: {why}") from None
         finally:
             self._give_back(volume, child, good)
 
@@ -205,17 +234,18 @@ class Children:
         for _, child in idle:
             child.end()
 
-    def _ended(self, child: _Child, error: wire.BrokenFrameError) -> str:
+    def _ended(self, child: _Child, error: wire.BrokenFrameError) -> tuple[str, bool]:
+        """Why a child ended, and whether that was for the processor time it took."""
         code = child.end()
         if self._closed.is_set():
-            return "reading has ended"
+            return "reading has ended", False
         if child.late:
-            return f"its parser was ended: it said nothing for {self._thinking:g} s"
+            return f"its parser was ended: it said nothing for {self._thinking:g} s", False
         if code == -_TIME_USED_UP:
-            return "its parser was ended: one call took too much processor time"
+            return "its parser was ended: one call took too much processor time", True
         if code < 0:
-            return f"its parser crashed (signal {-code})"
-        return f"its parser ended ({error})"
+            return f"its parser crashed (signal {-code})", False
+        return f"its parser ended ({error})", False
 
     def _take(self, volume: Parsed) -> _Child:
         until = time.monotonic() + WAIT_SECONDS

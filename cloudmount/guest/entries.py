@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from cloudmount.guest.volumes import BESIDE, INSIDE
-from cloudmount.guest.wire import BrokenFrameError
+from cloudmount.guest.wire import MOST_ENTRIES, BrokenFrameError
 from cloudmount.nodes import Kind
+from cloudmount.system import name_bytes
 
 NAME_MAX = 1024
 _MOST = 1 << 62
@@ -44,29 +46,45 @@ class Entry:
     unreadable: str | None
 
 
-def entries(told: Any, depth: int, where: str) -> dict[str, Entry]:
-    """What a child told of a folder `depth` folders below its volume's root, by name, sorted.
+class Listing:
+    """What a child tells, in parts, of a folder `depth` folders below its volume's root."""
 
-    `BrokenFrameError` when it is no list of entries; names that can't be shown are left out and logged.
-    """
-    if not isinstance(told, list):
-        raise BrokenFrameError("a listing that is none")
-    found: dict[str, Entry] = {}
-    odd: list[str] = []
-    for one in told:
-        entry = _entry(one, depth)
-        if not _can_be_shown(entry.name) or entry.name in found:
-            odd.append(entry.name)
-            continue
-        found[entry.name] = entry
-    if odd:
-        log.warning("%s: %d names can't be shown, and are left out: %a ...", where, len(odd), odd[0][:100])
-    return dict(sorted(found.items()))
+    def __init__(self, depth: int, where: str, tell: Callable[[str], None]) -> None:
+        self._depth, self._where, self._tell = depth, where, tell
+        self._found: dict[str, Entry] = {}
+        self._odd: list[str] = []
+
+    def add(self, told: Any) -> None:
+        """One part; `BrokenFrameError` when it is no list of entries, or one too many."""
+        if not isinstance(told, list):
+            raise BrokenFrameError("a listing that is none")
+        for one in told:
+            entry = _entry(one, self._depth)
+            if not _can_be_shown(entry.name) or entry.name in self._found:
+                self._odd.append(entry.name[:100])
+            else:
+                self._found[entry.name] = entry
+            if len(self._found) + len(self._odd) > MOST_ENTRIES:
+                raise BrokenFrameError("more names than a folder may have")
+
+    def entries(self) -> dict[str, Entry]:
+        """Those by name, sorted; names that can't be shown are left out and told."""
+        if self._odd:
+            count, first = len(self._odd), self._odd[0]
+            self._tell(f"{self._where}: {count} names can't be shown, and are left out: {first!a} ...")
+        return dict(sorted(self._found.items()))
+
+
+def entries(told: Any, depth: int, where: str) -> dict[str, Entry]:
+    """The same of one told in one part."""
+    listing = Listing(depth, where, log.warning)
+    listing.add(told)
+    return listing.entries()
 
 
 def _can_be_shown(name: str) -> bool:
     try:
-        length = len(os.fsencode(name))
+        length = len(name_bytes(name))
     except UnicodeError:
         return False
     return 0 < length <= NAME_MAX and name not in (".", "..") and "/" not in name and "\0" not in name

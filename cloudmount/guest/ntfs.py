@@ -18,6 +18,7 @@ import pyfsntfs
 
 from cloudmount.guest.blocks import FileLike, ParentBlocks
 from cloudmount.guest.ntfs_record import (
+    COMPRESSED,
     ENCRYPTED,
     RECORD_MASK,
     Geometry,
@@ -25,21 +26,25 @@ from cloudmount.guest.ntfs_record import (
     Record,
     journal_in_use,
 )
-from cloudmount.guest.volumes import BESIDE, INSIDE, OUTSIDE, Found, Unreadable
+from cloudmount.guest.volumes import BESIDE, INSIDE, OUTSIDE, STALE, Found, Unreadable
+from cloudmount.guest.wire import MOST_ENTRIES
 
 ROOT = 5
-_LOG_FILE = 2
+_LOG_FILE, _VOLUME = 2, 3
 _OWN_FILES = 16
 _EPOCH = 116_444_736_000_000_000  # 1970 in units of 100 ns since 1601
 _OPENED = 16
 _WOF_CHUNK = 32768
 """Bytes of the largest chunk of WOF, a multiple of the others: libfsntfs fails on reads that begin within
 one."""
-_FOLDERS = 64
+_FOLDERS, _MOST_KEPT = 64, 250_000
+_AT_ONCE = 4096
+"""File records read in the order in which they lie."""
 
 _MOUNT_POINT, _SYMLINK, _LX_SYMLINK, _WOF = 0xA0000003, 0xA000000C, 0xA000001D, 0x80000017
-_HARMLESS = {0x80000023, 0x80000024, 0x80000025, 0x80000026, 0x8000001B}
-"""Sockets, pipes and devices of Linux programs on Windows, and app aliases: they have no content."""
+_HARMLESS = {0x8000001B}
+"""Aliases of apps: they have no content."""
+_SPECIAL = {0x80000023, 0x80000024, 0x80000025, 0x80000026}
 _TAGS = {
     0x80000013: "deduplicated by Windows Server",
     0x80000021: "a OneDrive placeholder",
@@ -84,16 +89,19 @@ class NtfsVolume:
             self._raw,
             blocks.read_at,
         )
-        self.in_use = journal_in_use(self._volume.get_file_entry(_LOG_FILE).read_buffer_at_offset(512, 0))
+        self.warning = self._warning()
         self._pieces: list[tuple[int, int, int]] | None = None
         self._opened: OrderedDict[int, _Content] = OrderedDict()
         self._folders: OrderedDict[int, list[Name]] = OrderedDict()
 
     def folder(self, number: int) -> Iterator[Found]:
         names = self._names(number)
-        self._expect([n.reference & RECORD_MASK for n in names])
-        for name in names:
-            yield self._found(name)
+        for at in range(0, len(names), _AT_ONCE):
+            some = names[at : at + _AT_ONCE]
+            self._expect([n.reference & RECORD_MASK for n in some])
+            order = sorted(range(len(some)), key=lambda i: some[i].reference & RECORD_MASK)
+            found = {i: self._found(some[i]) for i in order}
+            yield from (found[i] for i in range(len(some)))
 
     def lookup(self, path: list[str], number: int) -> Found | None:
         names = self._names(number)
@@ -127,15 +135,38 @@ class NtfsVolume:
     def extents(self, number: int) -> Iterator[tuple[int, int, int]]:
         yield from _extents(self._volume.get_file_entry(number & RECORD_MASK))
 
+    def data(self, number: int) -> Iterator[tuple[int, int]] | None:
+        record = self._record(number)
+        data = record.data
+        if data is None or data.value is not None or data.flags & COMPRESSED or record.reparse is not None:
+            return None
+        return ((offset, length) for offset, _, length in self.extents(number))
+
+    def _warning(self) -> str:
+        if journal_in_use(self._volume.get_file_entry(_LOG_FILE).read_buffer_at_offset(512, 0)):
+            return f"its journal was not empty, and is not applied: {STALE}"
+        try:
+            dirty = Record(_VOLUME, self._geometry).dirty
+        except (ValueError, struct.error):
+            return ""
+        return f"Windows marked it as to be checked (chkdsk): {STALE}" if dirty else ""
+
     def _names(self, number: int) -> list[Name]:
         found = self._folders.get(number)
         if found is None:
             record = self._record(number)
             if not record.folder:
                 raise ValueError("no folder")
-            found = [n for n in record.names() if n.reference & RECORD_MASK >= _OWN_FILES]
+            found = []
+            for name in record.names():
+                if name.reference & RECORD_MASK >= _OWN_FILES:
+                    found.append(name)
+                    if len(found) > MOST_ENTRIES:
+                        raise Unreadable(f"a folder of more than {MOST_ENTRIES:,} names")
             self._folders[number] = found
-            if len(self._folders) > _FOLDERS:
+            while len(self._folders) > 1 and (
+                len(self._folders) > _FOLDERS or sum(map(len, self._folders.values())) > _MOST_KEPT
+            ):
                 self._folders.popitem(last=False)
         else:
             self._folders.move_to_end(number)
@@ -238,6 +269,8 @@ def _reparse(data: bytes) -> tuple[tuple[str, str] | None, str | None]:
         return None, _wof(value)
     if tag in _HARMLESS:
         return None, None
+    if tag in _SPECIAL:
+        return None, "a socket, pipe or device of a Linux program: it has no content"
     if tag & _CLOUD_MASK == _CLOUD:
         return None, "a placeholder: its content is in a cloud"
     return None, f"{_TAGS.get(tag, 'of a kind that is not known')} (reparse tag 0x{tag:08x})"

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-STANDARD, ATTRIBUTE_LIST, FILE_NAME, DATA = 0x10, 0x20, 0x30, 0x80
+STANDARD, ATTRIBUTE_LIST, FILE_NAME, VOLUME_INFORMATION, DATA = 0x10, 0x20, 0x30, 0x70, 0x80
 INDEX_ROOT, INDEX_ALLOCATION, BITMAP, REPARSE_POINT = 0x90, 0xA0, 0xB0, 0xC0
 COMPRESSED, ENCRYPTED, SPARSE = 0x0001, 0x4000, 0x8000
 RECORD_MASK = (1 << 48) - 1
@@ -22,8 +22,9 @@ _END = 0xFFFFFFFF
 _IN_USE, _FOLDER = 1, 2
 _NO_CLIENT, _CLEAN = 0xFFFF, 2
 _INDEX = "$I30"
-_MOST_CONTENT = 64 << 20
-"""Bytes of an index: half a million names."""
+_MOST_CONTENT, _MOST_INDEX = 16 << 20, 512 << 20
+"""Bytes of an attribute that is read whole, and of an index: a million names of 150 letters."""
+_PIECE = 1 << 20
 _MOST_RECORDS = 4096
 
 Read = Callable[[int, int], bytes]
@@ -102,6 +103,13 @@ class Record:
         return time
 
     @property
+    def dirty(self) -> bool:
+        """Of the volume's own file: whether it was marked to be checked."""
+        found = self._of(VOLUME_INFORMATION)
+        value = (found[0].value or b"") if found else b""
+        return len(value) > 10 and bool(value[10] & 1)
+
+    @property
     def reparse(self) -> bytes | None:
         """Its reparse data; None when it is no reparse point."""
         found = self._of(REPARSE_POINT)
@@ -117,36 +125,45 @@ class Record:
         if not blocks:
             return
         used = self._content(self._of(BITMAP, _INDEX))
-        content, size = self._content(blocks), self._geometry.index
-        for n in range(len(content) // size):
-            if n // 8 < len(used) and used[n // 8] >> n % 8 & 1:
-                yield from _index_entries(_fixed(content[n * size : (n + 1) * size], b"INDX"), 24)
+        left, n, size = b"", 0, self._geometry.index
+        for piece in self._pieces(blocks, _MOST_INDEX):
+            left += piece
+            for at in range(0, len(left) - size + 1, size):
+                if n // 8 < len(used) and used[n // 8] >> n % 8 & 1:
+                    yield from _index_entries(_fixed(left[at : at + size], b"INDX"), 24)
+                n += 1
+            left = left[len(left) // size * size :]
 
     def _content(self, parts: list[Attribute]) -> bytes:
         """All of an attribute that lies in these parts, in order."""
+        return b"".join(self._pieces(parts, _MOST_CONTENT))
+
+    def _pieces(self, parts: list[Attribute], most: int) -> Iterator[bytes]:
+        """The same, piece by piece, if it has at most `most` bytes."""
         if not parts:
             raise ValueError("an attribute is missing")
         if parts[0].value is not None:
-            return parts[0].value
+            yield parts[0].value
+            return
         size, cluster = parts[0].size, self._geometry.cluster
-        if parts[0].first_cluster or size > _MOST_CONTENT:
+        if parts[0].first_cluster or size > most:
             raise ValueError("an attribute's begin is missing, or it is too large")
-        content: list[bytes] = []
         there = 0
         for part in parts:
             if part.value is not None or part.first_cluster * cluster != there:
                 raise ValueError("an attribute's parts don't adjoin")
             for first, count in _runs(part.runs):
                 whole = count * cluster
-                wanted = max(0, min(whole, size - there))
-                found = bytes(wanted) if first is None else self._geometry.read(first * cluster, wanted)
-                if len(found) != wanted:
-                    raise ValueError("an attribute lies outside of the volume")
-                content.append(found)
+                for begin in range(0, min(whole, size - there), _PIECE):
+                    wanted = min(_PIECE, whole - begin, size - there - begin)
+                    at = None if first is None else first * cluster + begin
+                    found = bytes(wanted) if at is None else self._geometry.read(at, wanted)
+                    if len(found) != wanted:
+                        raise ValueError("an attribute lies outside of the volume")
+                    yield found
                 there += whole
         if there < size:
             raise ValueError("an attribute has less content than it says")
-        return b"".join(content)
 
 
 def journal_in_use(page: bytes) -> bool:

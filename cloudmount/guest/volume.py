@@ -8,21 +8,27 @@ Threading: any number of threads.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cloudmount.errors import UnreadableInputError
 from cloudmount.extents import BlockSource, Extent, check_range
 from cloudmount.guest import wire
 from cloudmount.guest.children import Children
-from cloudmount.guest.entries import Entry, entries
+from cloudmount.guest.entries import Entry, Listing, entries
 
+_HOLES_FROM = 1 << 20
+"""Bytes of files that are asked for their holes."""
 KEPT_ENTRIES = 30_000
 """Entries of folders kept, beside those of the last folder: about 15 MB."""
 _MOST_EXTENTS = 1 << 20
+_MOST_WARNING = 500
 Path = tuple[str, ...]
+
+log = logging.getLogger("cloudmount.guest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +84,16 @@ class Volume:
         parser: str,
         where: str,
         kept: KeptFolders | None = None,
+        tell: Callable[[str], None] = log.warning,
     ) -> None:
+        """`tell` is told of names that can't be shown."""
+        self._tell = tell
         self.source, self.parser, self.where = source, parser, where
         self._folders = kept or KeptFolders()
         self._children = children
         self._caseless = parser == "ntfs" or parser.startswith("fat")
         self._listing = threading.Lock()
-        self._about: tuple[str, int, bool] | None = None
+        self._about: tuple[str, int, str] | None = None
 
     @property
     def label(self) -> str:
@@ -97,8 +106,8 @@ class Volume:
         return self._told()[1]
 
     @property
-    def in_use(self) -> bool:
-        """Whether its journal was not empty: what was written last may be missing or old."""
+    def warning(self) -> str:
+        """What people should know before they trust its files; mostly empty."""
         return self._told()[2]
 
     def confined(self) -> bool:
@@ -114,18 +123,20 @@ class Volume:
             known = self._folders.get(self, number)
             if known is not None:
                 return known
-            told = self._children.call(self, "folder", number)
+            listing = Listing(len(path), f"{self.where}: {'/'.join(path)}", self._tell)
+            told = self._children.call(self, "folder", number, part=listing.add)
             try:
-                found = entries(told, len(path), f"{self.where}: {'/'.join(path)}")
+                listing.add(told)
             except wire.BrokenFrameError as error:
                 raise self._broken(error) from None
+            found = listing.entries()
             self._folders.keep(self, number, found)
             return found
 
     def lookup(self, path: Path, number: int, name: str) -> Entry | None:
         """What is called `name` in the folder `number` at `path`."""
         folder = self._folders.get(self, number)
-        if folder is None and self.parser == "ntfs":
+        if folder is None and not self.parser.startswith("fat"):
             told = self._children.call(self, "lookup", [*path, name], number, most=wire.MOST_SMALL)
             if told is not None:
                 if not isinstance(told, list) or len(told) != 1:
@@ -170,20 +181,38 @@ class Volume:
             raise self._broken(wire.BrokenFrameError("extents that are none")) from None
         return found
 
+    def data(self, entry: Entry) -> list[Extent]:
+        """A file's extents, holes told apart from data where its parser knows them."""
+        told = self._children.call(self, "data", entry.number)
+        if told is None:
+            return [Extent(0, entry.size, True)]
+        found, end = [], 0
+        try:
+            for offset, length in told:
+                if type(offset) is not int or type(length) is not int or offset < end or length < 1:
+                    raise ValueError
+                found += [Extent(end, offset - end, False), Extent(offset, length, True)]
+                end = offset + length
+        except (TypeError, ValueError):
+            raise self._broken(wire.BrokenFrameError("extents that are none")) from None
+        found.append(Extent(end, max(0, entry.size - end), False))
+        return found
+
     def close(self) -> None:
         """Close the source. Its children end when they are idle."""
         self.source.close()
 
-    def _told(self) -> tuple[str, int, bool]:
+    def _told(self) -> tuple[str, int, str]:
         if self._about is None:
             told = self._children.call(self, "about", most=wire.MOST_SMALL)
             try:
-                label, root, in_use = told[:3]
-                if not isinstance(label, str) or type(root) is not int or type(in_use) is not bool:
+                label, root, warning = told[:3]
+                if not isinstance(label, str) or type(root) is not int or not isinstance(warning, str):
                     raise TypeError
             except (TypeError, ValueError, LookupError):
                 raise self._broken(wire.BrokenFrameError("no volume")) from None
-            self._about = label, root, in_use
+            warning = "".join(c if c.isprintable() else " " for c in warning)
+            self._about = label, root, warning[:_MOST_WARNING]
         return self._about
 
     def _broken(self, error: wire.BrokenFrameError) -> UnreadableInputError:
@@ -197,6 +226,7 @@ class FileSource:
         self.size = entry.size
         self._volume, self._entry = volume, entry
         self._closed = False
+        self._extents: list[Extent] | None = None
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; `UnreadableInputError` when the parser can't give them."""
@@ -213,9 +243,18 @@ class FileSource:
         return self._volume.places(self._entry)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """All data: what is sparse is known to the parser alone."""
+        """Holes are told apart in files that are so large that asking the parser for them pays."""
         check_range(self.size, offset, length)
-        yield Extent(offset, length, True)
+        if self.size < _HOLES_FROM or not length:
+            yield Extent(offset, length, True)
+            return
+        if self._extents is None:
+            self._extents = self._volume.data(self._entry)
+        end = offset + length
+        for e in self._extents:
+            low, high = max(offset, e.offset), min(end, e.end)
+            if low < high:
+                yield Extent(low, high - low, e.data)
 
     def close(self) -> None:
         """Reads begun later are refused."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+STALE = "what was written last may be missing or old"
+"""The end of what is said of volumes that were in use."""
 INSIDE, BESIDE, OUTSIDE = "volume", "folder", "outside"
 """Where a link's target begins: at the volume's root, at the link's folder, or elsewhere."""
 
@@ -39,8 +41,8 @@ class Volume(Protocol):
 
     label: str
     root: int
-    in_use: bool
-    """Whether its journal holds what was not yet put in its place."""
+    warning: str
+    """What people should know before they trust its files; mostly empty."""
 
     def folder(self, number: int) -> Iterable[Found]:
         """Every name in a folder, without `.`, `..`, what is deleted, and the file system's own files."""
@@ -55,3 +57,6 @@ class Volume(Protocol):
 
     def extents(self, number: int) -> Iterable[tuple[int, int, int]]:
         """(offset in the file, offset in the volume, length) of what lies there as it is, or compressed."""
+
+    def data(self, number: int) -> Iterable[tuple[int, int]] | None:
+        """(offset, length) of all of a file that is no hole, in order; None where that isn't known."""

@@ -12,10 +12,10 @@ import os
 import struct
 from typing import Any
 
-CALL, ASK, EXPECT, BYTES, VALUE, FAILED = b"C", b"A", b"E", b"B", b"V", b"F"
+CALL, ASK, EXPECT, BYTES, PART, VALUE, FAILED = b"C", b"A", b"E", b"B", b"P", b"V", b"F"
 """A call (JSON: its name and arguments); a request for a range of the volume (`RANGE`); ranges that will be
-asked for next (several `RANGE`s, answered by nothing); raw bytes; a call's result (JSON); a failure (JSON:
-`DAMAGED` or `UNREADABLE`, and why)."""
+asked for next (several `RANGE`s, answered by nothing); raw bytes; a part of a long result (JSON: a list), the
+last of which is a `VALUE`; a call's result (JSON); a failure (JSON: `DAMAGED` or `UNREADABLE`, and why)."""
 
 DAMAGED, UNREADABLE = "damaged", "unreadable"
 
@@ -26,7 +26,11 @@ MOST_EXPECTED = 4096
 MOST_READ = 1 << 20
 """Bytes of a file given by one call."""
 MOST_VALUE = 32 << 20
-"""Bytes of one result: a folder of a quarter of a million names. Parsed, the worst takes 20 times as much."""
+"""Bytes of one result, or part of one. Parsed, the worst takes 20 times as much."""
+PART_ENTRIES = 10_000
+"""Of a folder told at once."""
+MOST_ENTRIES = 1 << 20
+"""Of a folder."""
 MOST_SMALL = 64 << 10
 """Bytes of a result that is no list."""
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from cloudmount.guest import confine, wire
 from cloudmount.guest.blocks import ParentBlocks
-from cloudmount.guest.volumes import Unreadable, Volume
+from cloudmount.guest.volumes import Found, Unreadable, Volume
 
 _CALLS_MOST = 1 << 20
+MOST_EXTENTS, MOST_STRETCHES = 1 << 20, 100_000
 
 
 def _opener(kind: str) -> Any:
@@ -23,6 +26,10 @@ def _opener(kind: str) -> Any:
         from cloudmount.guest.ntfs import NtfsVolume
 
         return NtfsVolume
+    if kind.startswith("ext"):
+        from cloudmount.guest.ext import ExtVolume
+
+        return ExtVolume
     from cloudmount.guest.sleuth import opener
 
     return opener(kind)
@@ -61,7 +68,7 @@ class Server:
         try:
             if self.volume is None:
                 self.volume = self._make(self.blocks)
-            value = self._call(self.volume, *call)
+            value = self._call(self.volume, out, *call)
         except wire.BrokenFrameError:
             raise
         except MemoryError:
@@ -77,7 +84,7 @@ class Server:
             else:
                 wire.send_json(out, wire.VALUE, value)
 
-    def _call(self, volume: Volume, name: str, *arguments: Any) -> Any:
+    def _call(self, volume: Volume, out: int, name: str, *arguments: Any) -> Any:
         if name == "read":
             number, offset, length = arguments
             data = volume.read(number, offset, length)
@@ -85,17 +92,47 @@ class Server:
                 raise ValueError(f"{len(data)} bytes came where {length} belong")
             return data
         if name == "folder":
-            return list(volume.folder(*arguments))
+            return _in_parts(out, volume.folder(*arguments))
         if name == "lookup":
             try:
                 return [volume.lookup(*arguments)]
             except NotImplementedError:
                 return None
         if name == "extents":
-            return list(volume.extents(*arguments))
+            return list(islice(volume.extents(*arguments), MOST_EXTENTS))
+        if name == "data":
+            found = volume.data(*arguments)
+            return None if found is None else _merged(found)
         if name == "about":
-            return [volume.label, volume.root, volume.in_use, self._confined]
+            return [volume.label, volume.root, volume.warning, self._confined]
         raise ValueError(f"no call {name}")
+
+
+def _in_parts(out: int, found: Iterable[Found]) -> list[Found]:
+    """The last of these entries; those before are sent, each part with processor time of its own."""
+    part: list[Found] = []
+    for count, entry in enumerate(found):
+        if count >= wire.MOST_ENTRIES:
+            raise Unreadable(f"a folder of more than {wire.MOST_ENTRIES:,} names")
+        if len(part) == wire.PART_ENTRIES:
+            wire.send_json(out, wire.PART, part)
+            part = []
+            confine.begin_call()
+        part.append(entry)
+    return part
+
+
+def _merged(found: Iterable[tuple[int, int]]) -> list[tuple[int, int]] | None:
+    """Adjoining stretches as one; None when there are too many to be worth it."""
+    merged: list[tuple[int, int]] = []
+    for offset, length in found:
+        if merged and sum(merged[-1]) == offset:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        elif len(merged) == MOST_STRETCHES:
+            return None
+        else:
+            merged.append((offset, length))
+    return merged
 
 
 if __name__ == "__main__":

@@ -34,15 +34,18 @@ class Failures:
         """What to answer; logs `failure` unless it was lately."""
         if isinstance(failure, Gone):
             return failure.errno or errno.ESTALE
+        self.told(failure, doing)
+        return failure.errno if isinstance(failure, CloudMountError) else errno.EIO
+
+    def told(self, failure: BaseException, doing: str) -> None:
+        """Log `failure` unless it was lately."""
         if isinstance(failure, CloudMountError):
             if self._is_new(f"{type(failure).__name__} {failure}"):
                 log.warning("%s: %s", doing, failure)
-            return failure.errno
-        if self._is_new(f"{doing} {type(failure).__name__} {failure}"):
+        elif self._is_new(f"{doing} {type(failure).__name__} {failure}"):
             log.error(
                 "%s failed in a way nobody foresaw; the program sees an I/O error", doing, exc_info=failure
             )
-        return errno.EIO
 
     def _is_new(self, text: str) -> bool:
         now = time.monotonic()

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import platform
 import signal
@@ -175,6 +174,8 @@ class Session:
             raise CloudMountError(f"{mountpoint} can't be mounted: {why or 'libfuse gives no reason'}")
         self._channel = channel
         # A program started from here must not hold the mount when this process is killed.
+        import fcntl
+
         fcntl.fcntl(lib.chan_fd(channel), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
 
         args = lib.args(session_options)

@@ -3,9 +3,10 @@
 Decided here and only here: what happens at start, at the end and on signals. A drive ends
 when it is unmounted from outside, on SIGINT, SIGTERM or SIGHUP; when reads hang on a
 dead link it is unmounted all the same (lazily) and the process does not wait for them:
-`serve` returns while threads are still stuck. `serve` belongs to the main thread and is the
-process's last job: whatever the caller does after it (closing a store that hangs), the process
-is gone `END_SECONDS` after the drive's end began.
+`serve` returns while threads are still stuck. Where it is mounted is a `Site`: a folder, or a
+letter on Windows. `serve` belongs to the main thread and is the process's last job: whatever
+the caller does after it (closing a store that hangs), the process is gone `END_SECONDS` after
+the drive's end began.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 from cloudmount.errors import CloudMountError, NotFoundError, UsageError
 from cloudmount.mounts.driver import DriveOptions, Driver
+from cloudmount.mounts.folders import FolderSite, ours
 from cloudmount.mounts.looking import look
-from cloudmount.mounts.mountpoints import detach, mounted_at, take
+from cloudmount.mounts.mountpoints import detach, mounted_at
 from cloudmount.mounts.records import MountRecord, find_record, remove_record, start_time, write_record
+from cloudmount.mounts.site import Site
 from cloudmount.nodes import Dir
+from cloudmount.system import KILL
 
 GRACE_SECONDS = 3.0
 """How long requests under way may take to come back once the drive is unmounted."""
@@ -34,7 +38,30 @@ END_SECONDS = 4.2
 """From the end of a mount, or the signal, to the end of its process at the latest."""
 UP_SECONDS = 20.0
 _UP = b"up "
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+]
+"""SIGBREAK is Windows': Ctrl-Break, and a console that is closed."""
+
+
+@contextlib.contextmanager
+def signalled(again: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """While the block runs, an event that SIGINT, SIGTERM and SIGHUP set; by the second one the process ends
+    at once, after `again`. On the main thread."""
+    stop = threading.Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():  # asked twice: not one more second
+            again()
+            os._exit(130)
+        stop.set()
+
+    before = {s: signal.signal(s, asked) for s in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 def serve(
@@ -46,34 +73,27 @@ def serve(
     records: Path,
     repository: str,
     driver_name: str = "",
+    site: Site | None = None,
     ready: Callable[[str], None],
+    staying: Callable[[threading.Event], None] = lambda stop: None,
     ending: Callable[[], None] = lambda: None,
     tell: Callable[[str], None],
 ) -> None:
     """Mount `root` and serve it until it is unmounted. `ready` is called once it is up, and `ending` before
-    it goes: what uses it ends there, within a second or two.
+    it goes: what uses it ends there, within a second or two. `staying` is called when it was unmounted, and
+    returns when the process is to end, soon after its event is set (by a signal).
 
     `records` is the folder of mount records, `repository` how people name what is shown; it is recorded
-    with `driver_name`.
+    with `driver_name`. `site` is the place, unless that is the folder `mountpoint`.
     """
-    place = look(mountpoint)
-    path = place.path
-    made, notes = take(place)
-    for note in notes:
-        tell(note)
-        left = find_record(records, path)
-        made = made or (left is not None and left.made)
-    stop = threading.Event()
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():  # asked twice: not one more second
-            detach(path, lazy=True)
-            os._exit(130)
-        stop.set()
-
-    before = {s: signal.signal(s, asked) for s in _SIGNALS}
-    try:
+    site = site or FolderSite(mountpoint, records)
+    path = site.path
+    site.take(tell)
+    with contextlib.ExitStack() as held:
+        held.callback(site.leave)
+        stop = held.enter_context(signalled(lambda: _let_go(site)))
         drive = driver(root, path, options)
+        site.attached(drive)
         ended = threading.Event()
         failure: list[BaseException] = []
 
@@ -90,27 +110,39 @@ def serve(
             _wait_up(drive.up, ended, path)
             pid = os.getpid()
             record = MountRecord(
-                pid, start_time(pid), path, repository, time.time(), made, driver_name, drive.pass_through
+                pid,
+                start_time(pid),
+                path,
+                repository,
+                time.time(),
+                site.made,
+                driver_name,
+                drive.pass_through,
             )
             write_record(records, record)
             ready(path)
-            _until_unmounted(path, stop, ended)
+            while not (stop.wait(0.25) or ended.is_set()) and site.stays():
+                pass
+            staying(stop)
         finally:
-            _end_for_certain()
+            end_for_certain()
             ending()
-            _take_down(path, ended)
+            _take_down(site, ended)
             remove_record(records, path)
             if not ended.is_set():
                 hung = drive.waiting(GRACE_SECONDS)
                 tell(f"{path}: ended while " + (f"{hung} requests hung" if hung else "it was in use"))
         if failure:
             raise CloudMountError(f"the drive at {path} ended: {failure[0]}")
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        if made:
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
+
+
+def _let_go(site: Site) -> None:
+    site.detach(lazy=True)
+
+
+def _remove(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _wait_up(up: threading.Event, ended: threading.Event, path: str) -> None:
@@ -120,24 +152,15 @@ def _wait_up(up: threading.Event, ended: threading.Event, path: str) -> None:
             raise CloudMountError(f"the drive at {path} did not come up")
 
 
-def _ours(path: str) -> bool:
-    found = mounted_at(path)
-    return found is not None and found.ours
-
-
-def _until_unmounted(path: str, stop: threading.Event, ended: threading.Event) -> None:
-    while not (stop.wait(0.25) or ended.is_set()):
-        if not _ours(path):
-            return
-
-
-def _take_down(path: str, ended: threading.Event) -> None:
-    if _ours(path) and not ended.is_set() and detach(path, lazy=False) is not None:
-        detach(path, lazy=True)  # somebody's shell stands in it, or a read hangs
+def _take_down(site: Site, ended: threading.Event) -> None:
+    if site.there() and not ended.is_set() and site.detach(lazy=False) is not None:
+        site.detach(lazy=True)  # somebody's shell stands in it, or a read hangs
     ended.wait(GRACE_SECONDS)
 
 
-def _end_for_certain() -> None:
+def end_for_certain() -> None:
+    """Have the process gone `END_SECONDS` from now on, whatever still hangs."""
+
     def end() -> None:
         time.sleep(END_SECONDS)
         os._exit(0)  # without a word: the terminal may be what hangs
@@ -165,19 +188,18 @@ def unmount(mountpoint: str, *, records: Path, tell: Callable[[str], None]) -> N
     elif place.errno is None or (why := detach(path, lazy=False)) is not None:
         tell(f"{path} is in use; it disappears now, and open files end with it")
         why = detach(path, lazy=True)
-    if why is not None and _ours(path):
+    if why is not None and ours(path):
         raise CloudMountError(f"{path} can't be unmounted: {why}")
     if record is not None and record.alive:
-        _end(record, began)
+        end_process(record, began)
     remove_record(records, path)
     if record is not None and record.made:
-        with contextlib.suppress(OSError):  # its process did that, unless it was killed
-            os.rmdir(path)
+        _remove(path)  # its process did that, unless it was killed
 
 
-def _end(record: MountRecord, began: float) -> None:
-    """Wait for a drive's process; one that does not end is ended."""
-    for after, number in ((3.6, signal.SIGTERM), (4.1, signal.SIGKILL), (4.8, None)):
+def end_process(record: MountRecord, began: float) -> None:
+    """Wait for a drive's process, which was asked to end when it `began`; one that does not end is ended."""
+    for after, number in ((3.6, signal.SIGTERM), (4.1, KILL), (4.8, None)):
         while record.alive and time.monotonic() - began < after:
             time.sleep(0.02)
         if not record.alive:
@@ -205,6 +227,8 @@ def in_background(run: Callable[[Ready], None], log: Path) -> str:
     Its failure before that is raised here, with its exit code. Afterwards its output goes to the file `log`.
     Call it before any thread is started and any store opened.
     """
+    if not hasattr(os, "fork"):
+        raise UsageError("--daemon needs Linux; 'cloudmount service install' keeps a drive up on Windows")
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()

@@ -31,6 +31,15 @@ Record = tuple[int, Kind, bytes]
 log = logging.getLogger("cloudmount.mounts")
 
 
+def showable(child: str) -> bool:
+    """Whether a drive can show the name; told when not. The kernel would refuse the whole listing for it."""
+    name = os.fsencode(child)
+    if 0 < len(name) <= NAME_MAX and b"/" not in name and b"\0" not in name and name not in (b".", b".."):
+        return True
+    log.error("a folder holds the name %r, which no file system can show; left out", child)
+    return False
+
+
 class Listing:
     """One open folder. Offsets are numbers of records; a listing from 0 asks the tree anew."""
 
@@ -98,13 +107,10 @@ class Listing:
             child = next(self._rest, None)
             if child is None:
                 return None
-            name, node = os.fsencode(child[0]), child[1]
-            if not 0 < len(name) <= NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
-                # The kernel refuses the whole listing for one such name.
-                log.error("a folder holds the name %r, which no file system can show; left out", child[0])
+            if not showable(child[0]):
                 continue
-            attr = node.attr()
-            self._records.append((attr.inode, attr.kind, name))
+            attr = child[1].attr()
+            self._records.append((attr.inode, attr.kind, os.fsencode(child[0])))
         return self._records[index]
 
 

@@ -13,6 +13,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cloudmount.system import process_start as start_time
+
+__all__ = ["MountRecord", "find_record", "read_records", "remove_record", "start_time", "write_record"]
+
 
 @dataclass(frozen=True, slots=True)
 class MountRecord:
@@ -34,17 +38,6 @@ class MountRecord:
     def alive(self) -> bool:
         """Whether its process still runs."""
         return start_time(self.pid) == self.started
-
-
-def start_time(pid: int) -> int:
-    """When a process was started, in clock ticks after boot (proc(5), field 22); 0 when it has ended, also
-    when nobody asked for its exit code yet."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def _file(folder: Path, mountpoint: str) -> Path:
@@ -81,3 +74,26 @@ def read_records(folder: Path) -> list[MountRecord]:
 def find_record(folder: Path, mountpoint: str) -> MountRecord | None:
     """The record of the mount at this path."""
     return next((r for r in read_records(folder) if r.mountpoint == mountpoint), None)
+
+
+def _asked(folder: Path, mountpoint: str) -> Path:
+    return _file(folder, mountpoint).with_suffix(".end")
+
+
+def ask_to_end(folder: Path, mountpoint: str, pid: int) -> None:
+    """Leave word for the process that serves a mount: it is to end. `OSError` when that can't be written."""
+    _asked(folder, mountpoint).write_text(str(pid))
+
+
+def asked_to_end(folder: Path, mountpoint: str, pid: int) -> bool:
+    """Whether somebody left word for this process."""
+    try:
+        return _asked(folder, mountpoint).read_text() == str(pid)
+    except (OSError, ValueError):
+        return False
+
+
+def forget_asked(folder: Path, mountpoint: str) -> None:
+    """Take such a word away."""
+    with contextlib.suppress(OSError):
+        _asked(folder, mountpoint).unlink(missing_ok=True)

@@ -26,13 +26,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from cloudmount.errors import CloudMountError, ReadOnlyError
-from cloudmount.extents import BlockSource
 from cloudmount.mounts import host, libfuse
 from cloudmount.mounts.answers import BACKGROUND, BLOCK, FOLDER_SECONDS, believed, refused
 from cloudmount.mounts.driver import FILESYSTEM, DriveOptions
 from cloudmount.mounts.failures import Failures
 from cloudmount.mounts.inodes import Inodes
 from cloudmount.mounts.listing import Listing
+from cloudmount.mounts.openfiles import OpenFile
 from cloudmount.mounts.requests import Request, Requests
 from cloudmount.nodes import Attr, Dir, File, Kind, Link
 
@@ -41,40 +41,6 @@ _REFUSED = (
     "setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "write", "create",
     "setxattr", "removexattr", "fallocate",
 )  # fmt: skip
-
-
-class _Open:
-    """An open file: its source, closed when it was released and no read given up is still at work."""
-
-    __slots__ = ("_abandoned", "_lock", "_released", "size", "source")
-
-    def __init__(self, source: BlockSource) -> None:
-        self.source = source
-        self.size = source.size
-        self._lock = threading.Lock()
-        self._abandoned = 0
-        self._released = False
-
-    def abandoned(self) -> None:
-        """A read was answered while it is still at work."""
-        with self._lock:
-            self._abandoned += 1
-
-    def came_back(self) -> None:
-        """Such a read has ended."""
-        with self._lock:
-            self._abandoned -= 1
-            if self._abandoned or not self._released:
-                return
-        self.source.close()
-
-    def release(self) -> None:
-        """The kernel is done with it."""
-        with self._lock:
-            self._released = True
-            if self._abandoned:
-                return
-        self.source.close()
 
 
 class RefuseDrive:
@@ -93,7 +59,7 @@ class RefuseDrive:
             lambda request: lib.reply_err(request, errno.EINTR),
         )
         self._handles = itertools.count(1)
-        self._files: dict[int, _Open] = {}
+        self._files: dict[int, OpenFile] = {}
         self._listings: dict[int, Listing] = {}
 
         asking: dict[str, Callable[..., None]] = {
@@ -185,7 +151,7 @@ class RefuseDrive:
         flags = info.contents.flags
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise ReadOnlyError("the drive is read-only")
-        opened = _Open(cast(File, self._inodes.node(number)).open())
+        opened = OpenFile(cast(File, self._inodes.node(number)).open())
         if not self._requests.claim(request):
             opened.release()
             return

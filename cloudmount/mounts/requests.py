@@ -11,16 +11,16 @@ Threading: `begin` and `claim` on any thread; one thread of its own watches.
 
 from __future__ import annotations
 
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
+from cloudmount.system import KILL
+
 PATIENCE = 0.5
 """Seconds between looks; a killed program ends within two of them."""
-_KILLED = 1 << (signal.SIGKILL - 1 if sys.platform != "win32" else 8)
+_KILLED = 1 << (KILL - 1)
 
 
 class Request:

@@ -59,7 +59,7 @@ class Alone:
 
 def _file_system(path: Path) -> str:
     """The kind of file system that holds a file; empty when that can't be told."""
-    with suppress(OSError, ValueError, IndexError):
+    with suppress(OSError, ValueError, IndexError, AttributeError):  # the last: Windows
         device = os.stat(path).st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:

@@ -16,6 +16,8 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 
+from cloudmount.system import OPEN, pread
+
 _FORM = struct.Struct("<8s16sQQQI")
 _MAGIC = b"CMCACHE1"
 
@@ -45,7 +47,7 @@ class StateFile:
     """The file at `path`, made when it is missing; `OSError` when that can't be."""
 
     def __init__(self, path: str) -> None:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | os.O_CREAT | OPEN
         self._fd = os.open(path, flags, 0o600)
         self._boot = boot_id()
 
@@ -73,9 +75,8 @@ class StateFile:
 
     def clock_now(self) -> Account:
         """A look without the lock: good enough to tell how old a piece is."""
-        if hasattr(os, "pread"):
-            with suppress(OSError):
-                return self._parse(os.pread(self._fd, _FORM.size, 0))
+        with suppress(OSError):
+            return self._parse(pread(self._fd, _FORM.size, 0))
         return Account()
 
     def close(self) -> None:

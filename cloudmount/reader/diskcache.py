@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 from cloudmount.reader.cachestate import Account, StateFile
 from cloudmount.reader.filelock import FileLock, try_lock
+from cloudmount.system import TAKEN_AWAY_OPEN
 
 EPOCH = 1 << 29
 """Seconds since 1970 that stand for 0 puts: after 1980, where vfat's times begin."""
@@ -147,7 +148,7 @@ class DiskCache:
                 try_lock(fd)
                 os.ftruncate(fd, len(sealed))  # so that whoever counts the folder sees its whole size
             self._fill(fd, sealed, temporary, stamp)
-            if os.name == "nt":
+            if not TAKEN_AWAY_OPEN:
                 os.close(fd)  # an open file can't be renamed there
                 fd = -1
             self._commit(temporary, path, room)
@@ -305,7 +306,7 @@ class DiskCache:
                 if try_lock(fd):
                     self._write(account)
                     size = os.fstat(fd).st_size
-                    if os.name == "nt":
+                    if not TAKEN_AWAY_OPEN:
                         os.close(fd)
                         fd = -1
                     os.unlink(path)

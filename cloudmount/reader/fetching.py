@@ -16,17 +16,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import cachetools
 
-from cloudmount.errors import CloudMountError, DamagedError, StoreTimeoutError, StoreUnreachableError
+from cloudmount.errors import (
+    BlobMissingError,
+    CloudMountError,
+    DamagedError,
+    StoreTimeoutError,
+    StoreUnreachableError,
+)
+from cloudmount.reader.aside import Aside
 from cloudmount.reader.flights import Flight, FrameTable, Key
 from cloudmount.reader.outage import Outage
 from cloudmount.reader.readahead import Pace, Readahead
-from cloudmount.reader.runs import Run
+from cloudmount.reader.runs import Run, coalesce
 from cloudmount.reader.workers import Workers
 from cloudmount.repo.frames import FrameMap
 from cloudmount.repo.locations import Location
@@ -44,6 +51,8 @@ GROUP = 256
 PLACES_BYTES = 4 << 20
 WINDOW = 16 << 20
 """The most plain bytes that are fetched ahead of one sequential reader."""
+PLANNED = 4 << 20
+"""The most sealed bytes of a request that a plan asks for."""
 PROBE_SECONDS = 5.0
 STEP = 1.0
 """Seconds after which who waits looks whether workers were lost."""
@@ -74,6 +83,11 @@ class Fetched:
 def cache_key(at: Location) -> str:
     """What a sealed frame is called in the disk cache."""
     return f"{pack_name(at.pack)}@{at.offset}+{at.length}"
+
+
+def _cut(data: bytes, at: Location, begin: int) -> bytes:
+    """A frame's sealed bytes out of those of an object from `begin` on."""
+    return data[at.offset - begin : at.offset - begin + at.length]
 
 
 def _rows(frame_map: FrameMap, first: int, stop: int) -> Places:
@@ -122,6 +136,7 @@ class FrameReader:
             PLACES_BYTES, getsizeof=lambda rows: 300 + sum(8 if at is None else 200 for at in rows)
         )
         self._asked: dict[Hashable, Flight[Any]] = {}
+        self._expected: dict[Hashable, tuple[frozenset[int], float]] = {}
         self._lock = threading.Lock()
         self._fetched = Fetched()
         self._kept = threading.Condition(self._lock)
@@ -153,6 +168,18 @@ class FrameReader:
             self._places.clear()
         for flight in asked.values():
             flight.crash(error)
+
+    def expect(self, ident: Hashable, frames: Collection[int], seconds: float) -> None:
+        """These frames of the stream `ident`, and hardly others, will be read for so long: what lies beside
+        them is not worth fetching."""
+        self._expected[ident] = (frozenset(frames), time.monotonic() + seconds)
+
+    def expects(self, ident: Hashable, frame: int) -> bool:
+        """Whether a frame is one of those."""
+        if not self._expected:
+            return False
+        frames, until = self._expected.get(ident, ((), 0.0))
+        return frame in frames and time.monotonic() < until
 
     # Waiting
 
@@ -274,6 +301,42 @@ class FrameReader:
         except BaseException as error:
             self.crash(run, error)
 
+    def bring_planned(
+        self, members: list[Member], aside: Aside | None, bridge: int, ends: float, readahead: Readahead
+    ) -> None:
+        """Bring frames that a plan asks for together, in as few requests as reading through gaps of `bridge`
+        bytes allows, on this thread; those that are `aside` from there, and from their packs when that is
+        gone or wrong. Raises nothing."""
+        if aside is not None and not aside.lost:
+            found = [(m, at) for m in members if (at := aside.where(m.at)) is not None]
+            self._bring_aside(aside, found, bridge, ends, readahead)
+            members = [m for m in members if not m.flight.landed]
+        for run in coalesce(members, lambda m: m.at, longest=PLANNED, bridge=bridge):
+            self.bring(run, ends, readahead)
+
+    def _bring_aside(
+        self,
+        aside: Aside,
+        found: list[tuple[Member, Location]],
+        bridge: int,
+        ends: float,
+        readahead: Readahead,
+    ) -> None:
+        """Land what opens of the frames that lie at these places of `aside`; what does not is left."""
+        for run in coalesce(found, lambda f: f[1], longest=PLANNED, bridge=bridge):
+            members = [m for m, _ in run.members]
+            try:
+                data = self._read(aside.name, run.offset, run.length, ends)
+                sealed = [_cut(data, at, run.offset) for _, at in run.members]
+                for error in self._land(members, sealed, readahead, spare=True):
+                    aside.lose(error)
+            except (BlobMissingError, DamagedError) as error:
+                aside.lose(error)
+            except BaseException as error:
+                self.crash(Run(run.pack, run.offset, run.length, members), error)
+            if aside.lost:
+                return
+
     def crash(self, run: Run[Member], error: BaseException) -> None:
         """Give an error to all of a run that hasn't landed."""
         for m in run.members:
@@ -283,53 +346,68 @@ class FrameReader:
         name = pack_name(run.pack)
         begun = time.monotonic()
         try:
-            data = self.repository.store.read(name, run.offset, run.length, deadline=ends)
-        except StoreUnreachableError:
-            raise
+            data = self._read(name, run.offset, run.length, ends)
         except DamagedError as error:
-            self.outage.answered()
             if len(run.members) == 1:
                 raise self._damaged(run.members[0], error) from None
             for m in run.members:  # each alone: a neighbour's damage isn't theirs
                 self.bring(Run(run.pack, m.at.offset, m.at.length, [m]), ends, readahead)
             return
+        if run.members[0].ahead:
+            self.pace.took(time.monotonic() - begun)
+        else:
+            self.pace.answered(time.monotonic() - begun)
+        self._land(run.members, [_cut(data, m.at, run.offset) for m in run.members], readahead)
+
+    def _read(self, name: str, offset: int, length: int, ends: float) -> bytes:
+        """Bytes of an object, and whether the store is silent."""
+        try:
+            data = self.repository.store.read(name, offset, length, deadline=ends)
+        except StoreUnreachableError:
+            raise
         except CloudMountError:
             self.outage.answered()
             raise
         self.outage.answered()
-        if len(data) != run.length:
-            raise StoreUnreachableError(f"{len(data)} bytes of {name} came where {run.length} belong")
+        if len(data) != length:
+            raise StoreUnreachableError(f"{len(data)} bytes of {name} came where {length} belong")
         with self._lock:
-            self._keeping += 1
             self._fetched.requests += 1
             self._fetched.bytes += len(data)
-            self._fetched.frames += len(run.members)
+        return data
+
+    def _land(
+        self, members: Sequence[Member], sealed: Sequence[bytes], readahead: Readahead, *, spare: bool = False
+    ) -> list[DamagedError]:
+        """Give the frames in `sealed` to those who wait, and to the disk cache. What does not open is its
+        flight's error, or, of a `spare` copy, told only."""
+        with self._lock:
+            self._keeping += 1
+            self._fetched.frames += len(members)
+        wrong: list[DamagedError] = []
         try:
-            if run.members[0].ahead:
-                self.pace.took(time.monotonic() - begun)
-            else:
-                self.pace.answered(time.monotonic() - begun)
             keep = []
             wasted = 0
-            for m in run.members:
-                begin = m.at.offset - run.offset
-                sealed = data[begin : begin + m.at.length]
+            for m, piece in zip(members, sealed, strict=True):
                 try:
-                    plain = open_frame(self.repository.keys, m.at, sealed, m.length)
+                    plain = open_frame(self.repository.keys, m.at, piece, m.length)
                 except DamagedError as error:
-                    self.table.crash(m.key, m.flight, self._damaged(m, error))
+                    wrong.append(error)
+                    if not spare:
+                        self.table.crash(m.key, m.flight, self._damaged(m, error))
                     continue
                 wasted += self.table.land(m.key, m.flight, plain, ahead=m.ahead)
-                keep.append((m.at, sealed))
+                keep.append((m.at, piece))
             if wasted:
                 readahead.wasted()
             if self.cache is not None:
-                for at, sealed in keep:  # after those who wait have theirs
-                    self.cache.put(cache_key(at), sealed)
+                for at, piece in keep:  # after those who wait have theirs
+                    self.cache.put(cache_key(at), piece)
         finally:
             with self._kept:
                 self._keeping -= 1
                 self._kept.notify_all()
+        return wrong
 
     @staticmethod
     def _damaged(m: Member, error: DamagedError) -> DamagedError:

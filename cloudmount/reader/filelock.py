@@ -1,7 +1,7 @@
 """A lock that processes share, and that ends with its process.
 
-Decided here and only here: `flock` where there is one, a locked byte on Windows; and that a lock
-held by a stopped process is not waited for: `TimeoutError` after `PATIENCE` seconds.
+Decided here and only here: that a lock held by a stopped process is not waited for: `TimeoutError` after
+`PATIENCE` seconds. What locks a file is `system.try_lock`.
 
 Threading: threads of one process exclude each other too.
 """
@@ -9,48 +9,24 @@ Threading: threads of one process exclude each other too.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from cloudmount.system import OPEN, try_lock, unlock
+
+__all__ = ["PATIENCE", "FileLock", "locked_file", "try_lock", "unlock"]
 
 PATIENCE = 0.5
 _POLL = 0.001
-
-
-def try_lock(fd: int) -> bool:
-    """Lock the open file if nobody else has; False when somebody has. Ends when `fd` is closed."""
-    try:
-        if sys.platform == "win32":
-            os.lseek(fd, 0, os.SEEK_SET)
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def unlock(fd: int) -> None:
-    """End a lock."""
-    if sys.platform == "win32":
-        os.lseek(fd, 0, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-    else:
-        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def locked_file(path: str | os.PathLike[str]) -> int | None:
     """The file at `path`, made when it is missing, open and locked until it is closed; None when somebody
     else has it. Unlike `FileLock`'s it may be removed by who has it."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | OPEN, 0o600)
         try:
             if not try_lock(fd):
                 os.close(fd)
@@ -68,7 +44,7 @@ class FileLock:
     """The lock of the file at `path`, made when it is missing; `OSError` when that can't be."""
 
     def __init__(self, path: str) -> None:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_RDWR | os.O_CREAT | OPEN
         self._fd = os.open(path, flags, 0o600)
         self._mutex = threading.Lock()
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cloudmount.extents import Extent, Prefetching, check_range
+from cloudmount.reader.aside import Via
 from cloudmount.reader.localcopy import LocalCopy
 from cloudmount.reader.prefetch import Prefetchable, Range
 
@@ -92,7 +93,7 @@ class HydratingSource:
             found.append(data)
         return found[0] if len(found) == 1 else b"".join(found)
 
-    def fetch_ahead(self, ranges: Range) -> None:
+    def fetch_ahead(self, ranges: Range, via: Via | None = None) -> None:
         """What the copy has not, into the caches of the stored disk."""
         copy = self._local.copy
         if copy is not None:
@@ -102,7 +103,7 @@ class HydratingSource:
                 for part in self._parts(copy, offset, length)
                 if part.kind == "store"
             ]
-        self._stored.fetch_ahead(ranges)
+        self._stored.fetch_ahead(ranges, via)
 
     def _fetch(self, offset: int, length: int) -> bytes:
         self._local.missed(offset)

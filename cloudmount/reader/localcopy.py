@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cloudmount.blobs.placing import sync_folder
 from cloudmount.errors import CloudMountError, NoRoomError, TargetExistsError
 from cloudmount.reader.alone import Alone
 from cloudmount.reader.filelock import locked_file
@@ -40,6 +39,7 @@ from cloudmount.reader.sidecar import (
     sidecar_path,
 )
 from cloudmount.reader.soundness import all_sound, data_ranges, replay
+from cloudmount.system import OPEN, TIMES_BY_DESCRIPTOR, pread, set_times, sync_folder
 
 ROOM_SECONDS = 5.0
 """How often a full disk is tried again."""
@@ -58,7 +58,7 @@ class _Descriptor:
     """A descriptor that is closed when the last who may read from it let go."""
 
     def __init__(self, path: Path, *, filling: bool = False) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        self.number = os.open(path, os.O_RDONLY | OPEN)
         if filling and hasattr(os, "posix_fadvise"):
             # The kernel must not read ahead into what is just being written past its cache.
             os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
@@ -123,7 +123,8 @@ class LocalCopy:
         if there and not stat.S_ISREG(os.lstat(path).st_mode):
             raise TargetExistsError(f"{path} exists and is no file; it is not overwritten")
         if there and not os.fstat(lock).st_size:
-            os.unlink(sidecar_path(path))  # ours: the sidecar is always on the disk before its file
+            with contextlib.suppress(PermissionError):  # Windows removes nothing that is open
+                os.unlink(sidecar_path(path))  # ours: the sidecar is always on the disk before its file
             raise TargetExistsError(f"{path} exists and is not a copy of CloudMount's; it is not overwritten")
         sidecar = Sidecar.open(lock)
         if sidecar is not None and sidecar.described != wanted:
@@ -156,7 +157,7 @@ class LocalCopy:
         with contextlib.suppress(OSError):
             if os.stat(path).st_mode & 0o222:  # unfinished; its sidecar may be long
                 return None
-            fd = os.open(sidecar_path(path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            fd = os.open(sidecar_path(path), os.O_RDONLY | OPEN)
             try:
                 sidecar = Sidecar.open(fd)
                 if sidecar is None or sidecar.described != wanted:
@@ -265,7 +266,7 @@ class LocalCopy:
         if reading is None or not self.has(position, length):
             return None
         try:
-            data = os.pread(reading.number, length, position)
+            data = pread(reading.number, length, position)
             # Afterwards: times change before content does.
             changed = finished and Seen.of(os.fstat(reading.number), finished=True) != seen
         except OSError:
@@ -407,7 +408,7 @@ class LocalCopy:
         piece, size = self.described.piece, self.described.size
 
         def clear(at: int, length: int) -> None:
-            if os.pread(reading.number, length, at) != bytes(length):
+            if pread(reading.number, length, at) != bytes(length):
                 with_room(lambda: writer.file.write_at(bytes(length), at), self.room)
 
         for first, stop in runs:
@@ -430,8 +431,9 @@ class LocalCopy:
         file = self._writer.file
         if not self._in_place(file.fd):
             raise _Replaced(self.path)
-        os.utime(file.fd, ns=(mtime_ns, mtime_ns))
-        os.fchmod(file.fd, 0o444)
+        place = file.fd if TIMES_BY_DESCRIPTOR else self.path
+        set_times(place, mtime_ns)
+        os.chmod(place, 0o444)
         with_room(file.sync, self.room)
         seen = self._looks(finished=True)
         if alone and not self._is_alone():  # only just now

@@ -13,7 +13,6 @@ is raised once by the next `put` or `drain`; what it was to enter is then as if 
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +22,7 @@ from typing import NamedTuple, TypeVar
 from cloudmount.blobs.direct import LargeFile, aligned_memory
 from cloudmount.errors import CloudMountError
 from cloudmount.reader.sidecar import PIECES, Entry, digests_of
+from cloudmount.system import DISK_FULL
 
 T = TypeVar("T")
 COMMIT_BYTES, COMMIT_SECONDS = 32 << 20, 1.0
@@ -33,7 +33,7 @@ SHARES = 4
 """A part of `COMMIT_BYTES` after which is synced: meanwhile the others are written."""
 IDLE = 2.0
 """Seconds after which a writer without work ends its thread."""
-FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+FULL = DISK_FULL
 
 
 def with_room(write: Callable[[], T], room: Callable[[OSError], None]) -> T:

@@ -32,6 +32,7 @@ from typing import Annotated, NamedTuple
 from blake3 import blake3
 
 from cloudmount.records import Record, record
+from cloudmount.system import pread, pwrite
 
 ENDING = ".hydration"
 DIGEST_BYTES = 16
@@ -144,7 +145,7 @@ class Sidecar:
     @classmethod
     def open(cls, fd: int) -> Sidecar | None:
         """What an open file holds; None when that is not, or no longer, a sidecar."""
-        head = os.pread(fd, _LONGEST_HEADER, 0)
+        head = pread(fd, _LONGEST_HEADER, 0)
         at = len(_MAGIC) + 4
         if len(head) < at or head[: len(_MAGIC)] != _MAGIC:
             return None
@@ -166,13 +167,13 @@ class Sidecar:
         one."""
         at, pieces = self._start, self.described.pieces
         while True:
-            raw = os.pread(self._fd, _Head.SIZE, at)
+            raw = pread(self._fd, _Head.SIZE, at)
             if len(raw) < _Head.SIZE:
                 break
             head = _Head.unpack(raw)
             if head.payload > MOST_DIGESTS * DIGEST_BYTES:
                 break
-            rest = os.pread(self._fd, head.payload + DIGEST_BYTES, at + _Head.SIZE)
+            rest = pread(self._fd, head.payload + DIGEST_BYTES, at + _Head.SIZE)
             data, check = rest[: head.payload], rest[head.payload :]
             if check != _check(self._nonce, at, raw + data) or head.first + head.count > pieces:
                 break
@@ -212,5 +213,5 @@ def _split(entry: Entry) -> Iterator[Entry]:
 def _write(fd: int, data: bytes, at: int) -> None:
     view = memoryview(data)
     while view:
-        done = os.pwrite(fd, view, at)
+        done = pwrite(fd, view, at)
         view, at = view[done:], at + done

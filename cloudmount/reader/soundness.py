@@ -34,11 +34,12 @@ from cloudmount.reader.sidecar import (
     digest,
     sidecar_path,
 )
+from cloudmount.system import OPEN, pread
 
 AT_ONCE = 4 << 20
 """Bytes that are read at once."""
 THREADS = max(2, min(4, os.cpu_count() or 2))
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = os.O_RDONLY | OPEN
 
 
 def replay(entry: Entry, pieces: Pieces) -> Seen | None:
@@ -95,7 +96,7 @@ class _Comparing:
             for low, high in data_ranges(fd, entry.first * piece, min(size, stop * piece)):
                 for n in range(low // piece, -(-high // piece)):
                     length = min(piece, size - n * piece)
-                    if os.pread(fd, length, n * piece) != bytes(length):
+                    if pread(fd, length, n * piece) != bytes(length):
                         if good < n:
                             yield good, n
                         good = n + 1

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from cloudmount.errors import BlobMissingError, DamagedError, StoreTimeoutError, StoreUnreachableError
 from cloudmount.extents import Extent, check_range, merged
+from cloudmount.reader.aside import Via
 from cloudmount.reader.fetching import GROUP, WINDOW, Fetched, FrameReader, Member
 from cloudmount.reader.flights import Flight, Key
 from cloudmount.reader.prefetch import Range
@@ -105,13 +106,13 @@ class StoredSource:
             offset = stop * self._frame
         return b"".join(parts)
 
-    def fetch_ahead(self, ranges: Range) -> None:
+    def fetch_ahead(self, ranges: Range, via: Via | None = None) -> None:
         """As `prefetch.Prefetchable` says."""
         numbers: set[int] = set()
         for offset, length in ranges:
             check_range(self.size, offset, length)
             numbers.update(range(offset // self._frame, -(-(offset + length) // self._frame)))
-        self._fetch_ahead(sorted(numbers), time.monotonic() + self._reader.io_timeout, alone=True)
+        self._fetch_ahead(sorted(numbers), time.monotonic() + self._reader.io_timeout, alone=True, via=via)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """The range by the map alone: blocks of 2 MiB (files of few frames: frames), ZERO where nothing
@@ -356,7 +357,7 @@ class StoredSource:
         self._schedule(self._ahead_of(first, stop))
 
     def _ahead_of(self, first: int, stop: int, beside: int = 0) -> Ahead:
-        if self._alone:
+        if self._alone or self._reader.expects(self._ident, first):
             return NOTHING
         allowed = self._reader.pace.limit // self._frame
         return self._readahead.read(first, stop, allowed, beside // self._frame)
@@ -377,7 +378,9 @@ class StoredSource:
                 self._readahead.refused(Ahead(0, first, ahead.stop))
                 return
 
-    def _fetch_ahead(self, numbers: Sequence[int], ends: float, *, alone: bool = False) -> None:
+    def _fetch_ahead(
+        self, numbers: Sequence[int], ends: float, *, alone: bool = False, via: Via | None = None
+    ) -> None:
         """Bring those of these frames that are nowhere yet, on this thread; where they take several requests,
         other workers help, unless `alone`."""
         reader, table, ident = self._reader, self._table, self._ident
@@ -399,6 +402,9 @@ class StoredSource:
                 held.add((at.pack, at.offset))
                 if table.land(key, flight, cached, ahead=True):
                     self._readahead.wasted()
+            if via is not None:
+                reader.bring_planned(need, via.aside, via.bridge, ends, self._readahead)
+                return
             runs = coalesce(need, lambda m: m.at, longest=SLICE, held=held)
             own = len(runs) if alone else 1
             for run in runs[own:]:

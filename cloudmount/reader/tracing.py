@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from cloudmount.extents import Extent
+from cloudmount.reader.aside import Via
 from cloudmount.reader.prefetch import Prefetchable, Range
 
 SECONDS = 180.0
@@ -98,9 +99,9 @@ class TracedSource:
         """As of the disk."""
         return self._inner.extents(offset, length)
 
-    def fetch_ahead(self, ranges: Range) -> None:
+    def fetch_ahead(self, ranges: Range, via: Via | None = None) -> None:
         """As of the disk; it is nobody's reading."""
-        self._inner.fetch_ahead(ranges)
+        self._inner.fetch_ahead(ranges, via)
 
     def close(self) -> None:
         """Close the disk."""

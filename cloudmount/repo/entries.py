@@ -7,16 +7,17 @@ written as JSON, and how entries sort. Names are `str` with surrogate escapes; t
 from __future__ import annotations
 
 import base64
-import os
 from dataclasses import dataclass, fields
 from typing import Any
+
+from cloudmount.system import name_bytes
 
 SortKey = tuple[tuple[bytes, ...], bytes]
 
 
 def sort_key(folder: str, name: str) -> SortKey:
     """Entries' order: folders as tuples of their parts, then names, as bytes."""
-    return tuple(os.fsencode(folder).split(b"/")) if folder else (), os.fsencode(name)
+    return tuple(name_bytes(folder).split(b"/")) if folder else (), name_bytes(name)
 
 
 @dataclass(slots=True)

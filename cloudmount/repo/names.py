@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 CONFIG, CONFIG_COPY = "config", "config.copy"
 PACKS, MAPS, INDEX, SNAPSHOTS, DAMAGE = "packs/", "maps/", "index/", "snapshots/", "damage/"
-TRACES = "traces/"
+TRACES, PROOFS = "traces/", "proofs/"
+BOOT_PACKS = "boot/"
 _MAX_SEQUENCE, _MAX_TIME = 2**64 - 1, 2**40 - 1
 _MAX_GENERATION = 2**32 - 1
 _KEY = "([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{32})"
@@ -43,6 +44,53 @@ def traces_of(tag: str) -> str:
 def trace_prefix(tag: str, seconds: int) -> str:
     """What the name of a trace made at this time (whole seconds since 1970 UTC) begins with."""
     return f"{traces_of(tag)}{_MAX_TIME - seconds:010x}-"
+
+
+def boot_packs_of(tag: str) -> str:
+    """What the names of a machine's boot packs begin with; they sort newest first."""
+    return f"{BOOT_PACKS}{tag}/"
+
+
+def boot_pack_prefix(tag: str, seconds: int) -> str:
+    """What the name of a boot pack made at this time (whole seconds since 1970 UTC) begins with."""
+    return f"{boot_packs_of(tag)}{_MAX_TIME - seconds:010x}-"
+
+
+class ProofName(NamedTuple):
+    """What a proof's name tells; `mark` is a MAC, which says how the drill ended."""
+
+    tag: str
+    time: int
+    """Whole seconds since 1970 UTC."""
+    snapshot: str
+    mark: str
+    id: str
+    """These three are 32 hex digits each."""
+
+    @property
+    def name(self) -> str:
+        """The object name; a machine's sort newest first."""
+        return f"{self.prefix}{self.id}"
+
+    @property
+    def prefix(self) -> str:
+        """The object name without its id."""
+        return f"{proofs_of(self.tag)}{_MAX_TIME - self.time:010x}-{self.snapshot}-{self.mark}-"
+
+
+def proofs_of(tag: str) -> str:
+    """What the names of a machine's proofs begin with."""
+    return f"{PROOFS}{tag}/"
+
+
+def parse_proof_name(name: str) -> ProofName | None:
+    """A proof's object name taken apart; None when it has another form."""
+    hex32 = "([0-9a-f]{32})"
+    match = re.fullmatch(rf"proofs/{hex32}/([0-9a-f]{{10}})-{hex32}-{hex32}-{hex32}", name)
+    if not match:
+        return None
+    tag, time, snapshot, mark, id = match.groups()
+    return ProofName(tag, _MAX_TIME - int(time, 16), snapshot, mark, id)
 
 
 class SnapshotKey(NamedTuple):

@@ -99,9 +99,12 @@ class SectionReader:
         return self.open(0, data[HEADER_BYTES : HEADER_BYTES + self.lead])
 
 
-def seal_single(keys: Keyring, kind: int, prefix: str, content: bytes) -> tuple[str, bytes]:
-    """An object of section 0 alone, called `prefix` and its id: name and bytes, opened again to be sure."""
-    salt = new_salt()
+def seal_single(
+    keys: Keyring, kind: int, prefix: str, content: bytes, salt: bytes | None = None
+) -> tuple[str, bytes]:
+    """An object of section 0 alone, called `prefix` and its id: name and bytes, opened again to be sure.
+    `salt`: a fresh one, where the prefix depends on it."""
+    salt = salt or new_salt()
     name = prefix + id_of(salt).hex()
     data = seal_sections(keys, kind, name, encode_payload(content), salt=salt)
     if open_single(keys, kind, name, data) != content:

@@ -7,7 +7,6 @@ part equal to the previous snapshot's is shared. Belongs to one thread.
 from __future__ import annotations
 
 import itertools
-import os
 import zlib
 from collections.abc import Sequence
 
@@ -24,6 +23,7 @@ from cloudmount.repo.pages import ItemRef
 from cloudmount.repo.snapshots import MapRows, StreamRoot
 from cloudmount.repo.structures import ITEM_ENTRIES, ITEM_IDS, ITEM_LOCATIONS, ITEM_ROOTS
 from cloudmount.repo.trust import Trust
+from cloudmount.system import name_bytes
 
 SMALL_FRAMES = 1024
 """A file of more frames than this has a map of its own."""
@@ -74,7 +74,7 @@ class PartWriter:
         if entry.hardlink is None:
             self.bytes += entry.size
         self._bytes += 200 + len(entry.name) + sum(len(v) * 4 // 3 for v in (entry.xattrs or {}).values())
-        key = os.fsencode(entry.folder) + b"\0" + os.fsencode(entry.name)
+        key = name_bytes(entry.folder) + b"\0" + name_bytes(entry.name)
         if zlib.crc32(key) % CUT == 0 or len(self._entries) >= PART_ENTRIES or self._bytes >= PART_BYTES:
             self._cut()
 

@@ -2,8 +2,8 @@
 
 Decided here and only here: where traces lie (with the machine in the repository; here too, for where the
 credential may not write), which one a boot uses (the newest of that disk), when a new one is worth keeping,
-and what is fetched ahead of a boot: what its trace says, else a guess (`bootguess`). Nothing that goes wrong
-with a trace is an error: boots only take longer.
+and what is fetched ahead of a boot: what its boot pack and its trace say (`bootplan`), else a guess
+(`bootguess`). Nothing that goes wrong with either is an error: boots only take longer.
 
 Threading: any number of threads.
 """
@@ -20,13 +20,17 @@ from typing import TYPE_CHECKING
 
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import CloudMountError
+from cloudmount.extents import BlockSource
+from cloudmount.reader.aside import Aside
 from cloudmount.reader.fetching import FrameReader
-from cloudmount.reader.prefetch import Plan, Prefetch
-from cloudmount.reader.tracing import Recorder
+from cloudmount.reader.prefetch import Plan, Prefetch, guessed
+from cloudmount.reader.tracing import SECONDS, Recorder
 from cloudmount.repo.names import traces_of
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.traces import Trace, open_trace, read_trace, seal_trace
+from cloudmount.tree.bootfiles import system_ranges
 from cloudmount.tree.bootguess import LIMIT, boot_ranges
+from cloudmount.tree.bootplan import boot_pack, places, plan
 
 if TYPE_CHECKING:
     from cloudmount.tree.snapshotdir import StoredDisk
@@ -37,6 +41,8 @@ LOOKED_AT = 8
 """How many of a machine's traces are looked at for a disk's; and kept here."""
 NEW_SHARE, OLD_SHARE = 0.1, 0.4
 """A trace is kept when more than the one share of its frames is new, or the other of the last's is unused."""
+KERNEL_BYTES = 16 << 20
+"""Bytes stored of boot partitions from which the kernel is taken to be among them."""
 STORE_SECONDS = 10.0
 END_SECONDS = 1.5
 
@@ -48,7 +54,7 @@ class BootLearning:
         self._repository, self._reader, self._folder = repository, reader, folder
         self._recorders: dict[tuple[str, str], Recorder] = {}
         self._pending: dict[tuple[str, str], StoredDisk] = {}
-        self._known: dict[tuple[str, str], Trace] = {}
+        self._known: dict[tuple[str, str], set[int]] = {}
         self._lock = threading.Lock()
 
     def recorder(self, disk: tuple[str, str]) -> Recorder | None:
@@ -63,6 +69,14 @@ class BootLearning:
             self._recorders[disk.ident] = Recorder(disk.map.frame_bytes, lambda: self._ending([disk.ident]))
             self._pending[disk.ident] = disk
         Prefetch(self._reader, disk.content(), lambda: self._plan(disk)).start()
+
+    def cut(self) -> None:
+        """The machines read elsewhere from now on: what is recorded is the beginning of a boot only, no
+        better than what is known of an earlier one."""
+        with self._lock:
+            for ident in [i for i in self._pending if i in self._known]:
+                self._recorders[ident].ended = True
+                del self._pending[ident]
 
     def close(self) -> None:
         """Keep what was recorded so far; within seconds."""
@@ -80,22 +94,47 @@ class BootLearning:
     # Using
 
     def _plan(self, disk: StoredDisk) -> Plan:
-        trace = self.newest(disk)
-        if trace is None:
+        repository, tag = self._repository, disk.snapshot.tag
+        deadline = time.monotonic() + min(STORE_SECONDS, self._reader.io_timeout)
+        traces: list[Trace] = []
+        looking = threading.Thread(
+            target=lambda: traces.extend(self._newest(disk, deadline)),
+            name="cloudmount-prefetch",
+            daemon=True,
+        )
+        looking.start()
+        found = boot_pack(repository, tag, disk.path, deadline)
+        looking.join()
+        if found is None and not traces:
             source = disk.content()
-            return Plan(boot_ranges(source, int(disk.summary["logical_sector"])), LIMIT)
-        self._known[disk.ident] = trace
-        size, frame = int(disk.summary["size"]), trace.frame_bytes
-        ranges = [
-            (first * frame, min(count * frame, size - first * frame))
-            for first, count, _ in trace.runs
-            if first * frame < size
-        ]
-        return Plan(ranges, TRACE_LIMIT, eager=True)
+            return Plan(guessed(source, self._guess(disk, source), LIMIT))
+        frames = [copy.frame for copy in found.pack.copies] if found is not None else []
+        frame = disk.map.frame_bytes
+        for trace in traces:
+            frames += _frames(trace.runs, trace.frame_bytes, frame)
+        self._known[disk.ident] = set(frames)
+        wanted = places(self._reader, disk.map, frames, TRACE_LIMIT, deadline)
+        size = int(disk.summary["size"])
+        self._reader.expect(disk.ident, frames, SECONDS)
+        if found is None:
+            return Plan(plan(wanted, None, frame, size), eager=True)
+        return Plan(plan(wanted, Aside(found.pack, repository.warn), frame, size, found.most), eager=True)
+
+    @staticmethod
+    def _guess(disk: StoredDisk, source: BlockSource) -> Iterator[tuple[int, int]]:
+        """What a machine reads of a disk of which no boot was seen."""
+        boots = list(boot_ranges(source, int(disk.summary["logical_sector"])))
+        yield from boots
+        held = sum(e.length for offset, length in boots for e in source.extents(offset, length) if e.data)
+        yield from system_ranges(disk, kernel=held < KERNEL_BYTES)
 
     def newest(self, disk: StoredDisk) -> Trace | None:
         """The newest trace of the disk, of any snapshot; from the store, or kept here."""
         deadline = time.monotonic() + min(STORE_SECONDS, self._reader.io_timeout)
+        return next(self._newest(disk, deadline), None)
+
+    def _newest(self, disk: StoredDisk, deadline: float) -> Iterator[Trace]:
+        """The newest trace of the disk, if there is one."""
         for name, place in sorted(self._names(disk.snapshot.tag, deadline).items())[:LOOKED_AT]:
             try:
                 if isinstance(place, Path):
@@ -105,8 +144,8 @@ class BootLearning:
             except (CloudMountError, OSError):
                 continue
             if trace.disk == disk.path:
-                return trace
-        return None
+                yield trace
+                return
 
     def _names(self, tag: str, deadline: float) -> dict[str, Path | BlobInfo]:
         """The machine's traces by their names, which sort newest first; those that are here from here."""
@@ -131,14 +170,26 @@ class BootLearning:
             if disk is not None:
                 self._keep(disk, self._recorders[ident])
 
+    def traces(self) -> list[Trace]:
+        """What was recorded so far of the disks that machines boot from."""
+        with self._lock:
+            pending = list(self._pending.values())
+        return [trace for disk in pending if (trace := self._recorded(disk)) is not None]
+
+    def _recorded(self, disk: StoredDisk) -> Trace | None:
+        """What was recorded of a disk, if that was a boot."""
+        recorder = self._recorders[disk.ident]
+        if not recorder.is_boot:
+            return None
+        now, size = int(time.time()), int(disk.summary["size"])
+        return Trace(disk.path, disk.snapshot.id, now, size, disk.map.frame_bytes, recorder.runs)
+
     def _keep(self, disk: StoredDisk, recorder: Recorder) -> None:
         """Keep what was recorded, if it is worth that."""
         recorder.ended = True
-        runs = recorder.runs
-        if not recorder.is_boot or not self._is_new(runs, self._known.get(disk.ident)):
+        trace = self._recorded(disk)
+        if trace is None or not self._is_new(trace, self._known.get(disk.ident)):
             return
-        now, size = int(time.time()), int(disk.summary["size"])
-        trace = Trace(disk.path, disk.snapshot.id, now, size, disk.map.frame_bytes, runs)
         with contextlib.suppress(CloudMountError):
             name, data = seal_trace(self._repository.keys, disk.snapshot.tag, trace)
             with contextlib.suppress(OSError):
@@ -146,10 +197,10 @@ class BootLearning:
             self._repository.store.create(name, data, deadline=time.monotonic() + STORE_SECONDS)
 
     @staticmethod
-    def _is_new(runs: tuple[tuple[int, int, int], ...], known: Trace | None) -> bool:
-        if known is None:
+    def _is_new(trace: Trace, old: set[int] | None) -> bool:
+        if old is None:
             return True
-        new, old = _frames(runs), _frames(known.runs)
+        new = set(_frames(trace.runs, trace.frame_bytes, trace.frame_bytes))
         return len(new - old) > NEW_SHARE * len(new) or len(old - new) > OLD_SHARE * len(old)
 
     def _keep_here(self, tag: str, name: str, data: bytes) -> None:
@@ -169,7 +220,14 @@ class BootLearning:
             path.unlink(missing_ok=True)
 
 
-def _frames(runs: tuple[tuple[int, int, int], ...]) -> set[int]:
-    return {
-        number for first, count, _ in runs for number in range(first, min(first + count, first + (1 << 20)))
-    }
+def _frames(runs: tuple[tuple[int, int, int], ...], size: int, frame: int) -> list[int]:
+    """The frames of `frame` bytes that hold these runs of frames of `size` bytes, in order."""
+    return list(
+        dict.fromkeys(
+            number
+            for first, count, _ in runs
+            for number in range(
+                first * size // frame, -(-min(first + count, first + (1 << 20)) * size // frame)
+            )
+        )
+    )

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cloudmount.disks.synthesis import VhdxPositions
-from cloudmount.errors import DamagedError
+from cloudmount.errors import DamagedError, TargetExistsError
 from cloudmount.extents import BlockSource, Zeros
 from cloudmount.reader.hydrating import LocalDisk
 from cloudmount.reader.localcopy import LocalCopy
 from cloudmount.reader.positions import Positions, Unmoved
 from cloudmount.reader.sidecar import Described
 from cloudmount.repo.structures import BLOCK_BYTES
+from cloudmount.system import refused
 from cloudmount.tree.snapshotdir import StoredDisk
 
 Format = Literal["vhdx", "raw"]
@@ -45,6 +46,9 @@ class DiskCopy:
         machine = disk.snapshot.machine
         if {machine, folder, *disk.path.split("/")} & {"", ".", ".."} or "/" in machine:
             raise DamagedError(f"{machine}/{folder}/{disk.path} is no name that a file can have")
+        why = refused(f"{machine}/{folder}/{disk.path}")
+        if why is not None:
+            raise TargetExistsError(f"{machine}/{folder}/{disk.path} can't be a file here: {why}")
         self.disk = disk
         self._folder = root / machine
         self.path = root / machine / folder / f"{disk.path}{ENDINGS[format]}"

@@ -39,6 +39,8 @@ DAMAGED_SECONDS = 60.0
 """How long a snapshot that didn't open is not tried again for `latest`."""
 MAP_BYTES = 16 << 20
 """Of decoded maps: 80 GiB of a disk that is read at random. Kept small, so that a drive's process is."""
+MOST_TOLD = 1000
+"""Different warnings of what lies inside disks."""
 KEPT_SNAPSHOTS = 8
 """Opened snapshots kept; each may hold 24 MiB of listings."""
 
@@ -90,6 +92,7 @@ class Drive:
         self._listed = Refreshed(repository.machines, MACHINES_SECONDS, repository.warn)
         self._opened: cachetools.LRUCache[str, OpenedSnapshot] = cachetools.LRUCache(KEPT_SNAPSHOTS)
         self._since = int(time.time())
+        self._told: set[str] = set()
         self._lock = threading.Lock()
 
     @property
@@ -115,6 +118,14 @@ class Drive:
             if found is None:
                 found = self._opened[snapshot.name] = OpenedSnapshot(self, snapshot)
             return found
+
+    def tell(self, text: str) -> None:
+        """Have people know something of what lies inside disks; once, however often it is met."""
+        with self._lock:
+            if text in self._told or len(self._told) >= MOST_TOLD:
+                return
+            self._told.add(text)
+        self.repository.warn(text)
 
     def space(self) -> tuple[int, int]:
         """What `df` shows, from memory: bytes of the newest snapshots opened so far, and their number."""

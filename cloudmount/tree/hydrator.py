@@ -44,6 +44,8 @@ class _Task:
     def __init__(self, disk: StoredDisk, used: Callable[[_Task], None]) -> None:
         self.disk = disk
         self.local = LocalDisk(lambda local: used(self))
+        self.other = LocalDisk()
+        """A finished copy in a form that is not wanted, if there is one: what it has need not be fetched."""
         self.copy: DiskCopy | None = None
         self.filling: Filling | None = None
         self.given_up = False
@@ -69,11 +71,23 @@ class _Task:
 class Hydrator:
     """Copies in the folder `root` of the disks of a drive."""
 
-    def __init__(self, root: Path, drive: Drive, reader: FrameReader, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        drive: Drive,
+        reader: FrameReader,
+        tell: Callable[[str], None],
+        *,
+        form: Format | None = None,
+    ) -> None:
+        """`form` is that of the copies; None: whichever is there, VHDX where there is none."""
         self._root, self._drive, self._reader, self._tell = root, drive, reader, tell
+        self._form = form
         self._tasks: dict[tuple[str, str], _Task] = {}
         self._order: list[_Task] = []
         """Those that were read, the one opened last at the end."""
+        self.problem = ""
+        """Why a copy could not be begun, the last time."""
         self._told: set[str] = set()
         self._ended = False
         self._change = threading.Condition()
@@ -82,7 +96,18 @@ class Hydrator:
 
     def content(self, disk: StoredDisk, stored: Prefetchable, *, starts: bool = True) -> HydratingSource:
         """The disk, from its copy where that has it; completed from its first read on if it `starts`."""
-        return HydratingSource(stored, self._task(disk).local, starts=starts)
+        task = self._task(disk)
+        if self._form is not None:
+            stored = HydratingSource(stored, task.other, starts=False)
+        return HydratingSource(stored, task.local, starts=starts)
+
+    def complete(self, disk: StoredDisk) -> bool:
+        """Complete the disk, read or not; whether it is. To be asked again when something went wrong."""
+        task = self._task(disk)
+        if task.local.copy is None:
+            self._used(task)
+        copy = task.local.copy
+        return copy is not None and copy.finished
 
     def opening(self, disk: StoredDisk) -> None:
         """Use a finished copy from the start, if there is one; others only when the disk is read.
@@ -112,8 +137,9 @@ class Hydrator:
             tasks = list(self._order)
         return [told for task in tasks if (told := task.told()) is not None]
 
-    def close(self) -> None:
-        """End within seconds; what is there stays."""
+    def close(self) -> bool:
+        """End within seconds; what is there stays. Whether nothing of it is in use any more; may be called
+        again."""
         with self._change:
             self._ended = True
             self._change.notify_all()
@@ -124,9 +150,11 @@ class Hydrator:
         self._thread.join(END_SECONDS)
         if not self._thread.is_alive():
             for task in tasks:
-                copy, task.local.copy = task.local.copy, None
-                if copy is not None:
-                    copy.close()
+                for local in (task.local, task.other):
+                    copy, local.copy = local.copy, None
+                    if copy is not None:
+                        copy.close()
+        return not self._thread.is_alive()
 
     # What is read
 
@@ -150,6 +178,7 @@ class Hydrator:
         except StoreTimeoutError:
             pass
         except (CloudMountError, OSError) as error:
+            self.problem = str(error)
             self._tell_once(f"not completed here: {error}")
 
     def _to_front(self, task: _Task) -> None:
@@ -183,6 +212,11 @@ class Hydrator:
         folder = self._drive.folder_of(task.disk.snapshot)
         forms: tuple[Format, ...] = ("vhdx", "raw") if task.disk.vhdx_bytes() is not None else ("raw",)
         copies = [DiskCopy(self._root, task.disk, folder, form) for form in forms]
+        if self._form is not None:
+            for copy in copies:
+                if copy.described.format != self._form and task.other.copy is None:
+                    copy.finished(task.other)
+            copies = [copy for copy in copies if copy.described.format == self._form]
         for copy in copies:
             if copy.finished(task.local):
                 task.copy = copy
@@ -193,6 +227,7 @@ class Hydrator:
         try:
             copy.claim(task.local, self._tell_once)
         except CopyInUseError as error:
+            self.problem = str(error)
             self._tell_once(f"{error}; this drive reads through to the store")
             return False
         task.copy, task.given_up = copy, False
@@ -223,6 +258,12 @@ class Hydrator:
         assert copy is not None
 
         def at_hand(frame: Frame) -> bytes | None:
+            other = task.other.copy
+            if other is not None:
+                position = other.positions.position(frame.number * disk.map.frame_bytes)
+                there = other.read(position, frame.length) if position is not None else None
+                if there is not None:
+                    return there
             plain = reader.table.get((disk.ident, frame.number))
             return plain if plain is not None else reader.cached(frame.at, frame.length)
 

@@ -34,7 +34,6 @@ _MOST_LABEL = 100
 _LOOKING = 4
 """Partitions looked at together."""
 _EXTENDED = ("0x05", "0x0f", "0x85")
-_IN_USE = "its journal was not empty: what was written last may be missing or old"
 
 log = logging.getLogger("cloudmount.tree")
 
@@ -138,7 +137,7 @@ class Inside:
             )
         if problems:
             text = "".join(f"{p}\n" for p in problems)
-            log.warning("%s: partition table: %s", disk.path, "; ".join(problems))
+            self._opened.drive.tell(f"{disk.path}: partition table: {'; '.join(problems)}")
             children[PROBLEMS] = self._text(PROBLEMS, f"The partition table of this disk:\n{text}")
         return children
 
@@ -149,20 +148,23 @@ class Inside:
         where = f"{self._disk.path}, partition {partition.number}"
         source = _Part(disk, partition)
         found = found or recognise(source, partition)
-        label, volume, in_use = "", None, False
+        label, volume, warning = "", None, ""
+        drive = self._opened.drive
         if found.parser is not None:
-            drive = self._opened.drive
-            volume = Volume(drive.parsers, source, found.parser, where, drive.folders)
+            volume = Volume(drive.parsers, source, found.parser, where, drive.folders, drive.tell)
             try:
-                label, in_use = volume.label, volume.in_use
+                label, warning = volume.label, volume.warning
             except UnreadableInputError as error:
                 log.warning("%s", error)  # its folder tells it to who opens it
         name = partition_name(partition, label, found)
-        note = found.what + (f"; {_IN_USE}" if in_use else "")
+        note = found.what + (f"; {warning}" if warning else "")
         if volume is not None:
-            if in_use:
-                log.warning("%s: %s", where, _IN_USE)
             number = partition.number
+
+            def entered(text: str = f"{where}: {warning}" if warning else "") -> None:
+                if text:
+                    drive.tell(text)
+
             guest = Guest(
                 volume,
                 lambda n: self._inode(number, f"#{n}"),
@@ -170,6 +172,7 @@ class Inside:
                 source.prefetch,
                 self._allowed,
                 lambda: PlacedFiles(self._opened.drive.repository.keys, self._disk.map, source.start),
+                entered,
             )
             return name, GuestDir(guest, (), None, note)
         text = f"Partition {partition.number}: {found.what}. The files in it can't be shown.{self._instead()}"
@@ -261,7 +264,10 @@ class Guest:
         prefetch: Callable[[int, int], None],
         allowed: Callable[[], int],
         placed: Callable[[], PlacedFiles],
+        entered: Callable[[], None] = lambda: None,
     ) -> None:
+        """`entered` is called when somebody looks into it."""
+        self.entered = entered
         self.volume, self.inode, self.mtime_ns = volume, inode, mtime_ns
         self._prefetch, self._allowed, self._placed = prefetch, allowed, placed
 
@@ -297,6 +303,10 @@ class Guest:
             return None
         return self._placed().content(entry.size, entry.mtime_ns, self._places(entry))
 
+    def on_disk(self, entry: Entry) -> list[tuple[int, int]]:
+        """(offset, length) in bytes of the disk of where a file lies, in its order."""
+        return [(at, length) for _, at, length in self._placed().on_disk(sorted(self._places(entry)))]
+
     def _places(self, entry: Entry) -> list[Place]:
         return [(p.offset, p.at, p.length) for p in self.volume.places(entry)]
 
@@ -325,10 +335,14 @@ class GuestDir:
         return self._guest.volume.root if self._entry is None else self._entry.number
 
     def lookup(self, name: str) -> Node | None:
+        if self._entry is None:
+            self._guest.entered()
         found = self._guest.volume.lookup(self._path, self._number(), name)
         return None if found is None else self._guest.node((*self._path, found.name), found)
 
     def list(self) -> Iterator[tuple[str, Node]]:
+        if self._entry is None:
+            self._guest.entered()
         for name, entry in self._guest.volume.folder(self._path, self._number()).items():
             yield name, self._guest.node((*self._path, name), entry)
 
@@ -349,6 +363,11 @@ class GuestFile:
 
     def open(self) -> BlockSource:
         return self._guest.open(self._entry)
+
+    def places(self) -> list[tuple[int, int]]:
+        """(offset, length) in bytes of the disk of where its content lies, as far as it is not packed or kept
+        elsewhere."""
+        return self._guest.on_disk(self._entry)
 
     def stored_bytes(self) -> int:
         """As `nodes.Stored` demands."""

@@ -26,13 +26,14 @@ class PlacedFiles:
 
     def stored_bytes(self, places: Sequence[Place]) -> int:
         """Sealed bytes of the frames that hold a file; `places` are in the partition."""
-        return stored_bytes(self._stream, self._on_disk(places))
+        return stored_bytes(self._stream, self.on_disk(places))
 
     def content(self, size: int, mtime_ns: int, places: Sequence[Place]) -> str | None:
         """As the function `content`; `places` are in the partition."""
-        return content(self._keys, self._stream, size, mtime_ns, self._on_disk(places))
+        return content(self._keys, self._stream, size, mtime_ns, self.on_disk(places))
 
-    def _on_disk(self, places: Sequence[Place]) -> list[Place]:
+    def on_disk(self, places: Sequence[Place]) -> list[Place]:
+        """Where places in the partition are on the disk."""
         return [(offset, self._start + at, length) for offset, at, length in places]
 
 

@@ -58,10 +58,8 @@ def test_it_goes_past_the_page_cache_here(tmp_path: Path, monkeypatch: pytest.Mo
     if not hasattr(os, "O_DIRECT"):
         pytest.fail("these tests run on Linux")
     usual: list[int] = []
-    write = direct._pwrite
-    monkeypatch.setattr(
-        direct, "_pwrite", lambda fd, view, at: usual.append(len(view)) or write(fd, view, at)
-    )
+    write = direct.pwrite
+    monkeypatch.setattr(direct, "pwrite", lambda fd, view, at: usual.append(len(view)) or write(fd, view, at))
     file = LargeFile(tmp_path / "file")
     file.write_at(ROOM[: 5 * ALIGNMENT + 100], 0)
     refused = file._refused

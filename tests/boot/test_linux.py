@@ -89,16 +89,16 @@ def said(log: str) -> str:
 
 def wait_for_words(log: str, words: str) -> None:
     """Until a guest said them."""
-    until(lambda: words in said(log), 90, words)
+    until(lambda: words in said(log), 120, words)
 
 
 def dies_and_comes_back(console: Console, dies: Callable[[], None], restore: Callable[[], None]) -> None:
     """The line is gone until the machine waits for it, and a little longer."""
     dies()
-    until(lambda: the_vm(console)["state"].startswith(PAUSED), 20, "the pause")
+    until(lambda: the_vm(console)["state"].startswith(PAUSED), 60, "the pause")
     time.sleep(1)
     restore()
-    until(lambda: not the_vm(console)["state"].startswith("paused"), 20, "that it goes on")
+    until(lambda: not the_vm(console)["state"].startswith("paused"), 60, "that it goes on")
 
 
 def test_a_disk_of_4096_byte_sectors_boots(console: Console, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -129,9 +131,9 @@ def test_a_silent_qemu() -> None:
 # --- KVM --------------------------------------------------------------------------------------------
 
 
-def test_kvm_is_proved_by_a_machine_that_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kvm_is_proved_by_a_machine_that_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     works = tuple("tcg" if o == "kvm" else o for o in accelerator._COMMAND)  # as if it were KVM
-    trials = [accelerator.Trial("/dev/null", works, 60), accelerator.Trial("/dev/null", (*works, "-S"))]
+    trials = [accelerator.Trial("/dev/null", works, 60), accelerator.Trial("/dev/null", (*works, "-S"), 1)]
     broken = accelerator.Trial("/dev/null", ("-accel", "nosuch"))
     assert accelerator.Trial("/dev/nosuch", works).result() == "tcg"
     for _ in range(3):  # the command fails at once
@@ -139,6 +141,13 @@ def test_kvm_is_proved_by_a_machine_that_started(monkeypatch: pytest.MonkeyPatch
         ended.close()
         assert ended._process is None or ended._process.returncode is not None
     assert [t.result() for t in trials] == ["kvm", "tcg"] and broken.result() == "tcg"
+    busy = tmp_path / "qemu-system-x86_64"  # it says the right thing, after two seconds of a processor
+    busy.write_text(
+        f"#!{sys.executable}\nimport time\nwhile time.process_time() < 2: pass\nprint('No bootable device')\n"
+    )
+    busy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert accelerator.Trial("/dev/null", works, 60).result() == "tcg"
     for thread in [t for t in threading.enumerate() if t.name == "cloudmount-kvm"]:
         thread.join(60)
         assert not thread.is_alive()
@@ -174,6 +183,22 @@ def test_every_format_is_stated_and_every_error_a_pause() -> None:
     places = [(d["driver"], d.get("bus"), d.get("unit"), d.get("scsi-id")) for d in devices]
     assert len(set(places)) == len(buses)  # one place each
     assert sum(d.startswith("ich9-ahci") for d in values(found, "-device")) == 2
+
+
+def test_disks_of_this_computer() -> None:
+    found = options(Disk("/d/1.img", MIB, overlay=False), Disk("/d/2.img", MIB))
+    nodes = [json.loads(node) for node in values(found, "-blockdev")]
+    assert [(n["node-name"], n["driver"], n.get("filename"), n.get("read-only")) for n in nodes] == [
+        ("disk0", "file", "/d/1.img", False),
+        ("local1", "file", "/d/2.img", True),
+        ("file1", "file", "disk2.qcow2", None),
+        ("disk1", "qcow2", None, None),
+    ]
+    assert nodes[-1]["backing"] == "local1"
+    assert not any(n["cache"]["no-flush"] for n in nodes)
+    devices = [json.loads(d) for d in values(found, "-device") if d.startswith("{")]
+    assert [d["drive"] for d in devices] == ["disk0", "disk1"]
+    assert all((d["rerror"], d["werror"]) == ("stop", "stop") for d in devices)
 
 
 def test_the_disk_that_boots_is_first_and_none_is_moved() -> None:

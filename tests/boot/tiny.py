@@ -144,12 +144,20 @@ PROGRAM = bytes.fromhex(
 )
 
 
+LEAVING = PROGRAM.replace(bytes.fromhex("e8a200"), bytes.fromhex("b07090"), 1)
+"""The same, which takes for its first letter `p` instead of what comes: it greets and powers itself off."""
+HANGING = bytes.fromhex("ebfe")
+"""One that says and does nothing."""
+
+
 def letter(number: int) -> str:
     """What MiB `number` begins with."""
     return chr(ord("A") + number % 26)
 
 
-def tiny_disk(path: Path, mib: int = 16, seed: int = 1, size: int | None = None) -> Path:
+def tiny_disk(
+    path: Path, mib: int = 16, seed: int = 1, size: int | None = None, program: bytes = PROGRAM
+) -> Path:
     """The guest's disk, of random bytes: nothing of it can be had but by reading it. Zeros follow up to
     `size` MiB: a partition above 1 GiB is not fetched ahead of a boot."""
     rng = random.Random(seed)
@@ -157,7 +165,7 @@ def tiny_disk(path: Path, mib: int = 16, seed: int = 1, size: int | None = None)
         for number in range(mib):
             file.write(letter(number).encode() + rng.randbytes(MIB - 1))
         file.seek(0)
-        file.write(PROGRAM.ljust(446, b"\0"))
+        file.write(program.ljust(446, b"\0"))
         start, sectors = 2048, ((size or mib) - 1) * 2048
         file.write(b"\x80" + bytes(3) + b"\x83" + bytes(3))
         file.write(start.to_bytes(4, "little") + sectors.to_bytes(4, "little"))

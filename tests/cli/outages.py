@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from demo.accelerator import accelerator
+from cloudmount.boot.accelerator import Trial
 from demo.build_guest import build
 from demo.run import CODE, VARS
 from tests.azurite_server import AzuriteServer
@@ -179,7 +179,7 @@ def vm_outage(azurite: AzuriteServer, folder: Path, how: str, seconds: float, sh
         pflash = "if=pflash,format=raw"
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35",
-            "-accel", accelerator(), "-cpu", "max", "-smp", "1", "-m", "512",
+            "-accel", Trial().result(), "-cpu", "max", "-smp", "1", "-m", "512",
             "-drive", f"{pflash},unit=0,readonly=on,file={CODE}",
             "-drive", f"{pflash},unit=1,snapshot=on,file={VARS}",
             "-drive", f"if=none,id=d,format=qcow2,file={overlay},rerror=stop,werror=stop",

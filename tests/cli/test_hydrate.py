@@ -109,7 +109,7 @@ def test_verify_local_needs_nothing_but_the_file(stored: Console, tmp_path: Path
 def test_it_ends_at_any_time_and_goes_on(stored: Console, tmp_path: Path) -> None:
     to = tmp_path / "to"
     arguments = ("hydrate", "srv:data", "--to", str(to), "--format", "raw")
-    running = start(stored, *arguments, "--bandwidth", ":250K")
+    running = start(stored, *arguments, "--bandwidth", ":200K")
     told = wait_for(stored, "running")
     copy = place(to, "data.img")
     assert (told["path"], told["disk"], told["pid"]) == (str(copy), "data", running.pid)

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 from tests.cli.console import Console
+from tests.disks.oracles import run
+from tests.guest.ext_writer import debugfs
 from tests.guest.images import MIB, make_ext
 from tests.tree.guest_disk import guest_disk
 
@@ -71,3 +73,43 @@ def test_what_cant_be_read_is_told(console: Console, tmp_path: Path) -> None:
     assert not (tmp_path / "back" / "secret").exists()
     console.run("restore", "srv:disk/1-root/secret", str(tmp_path / "one"), code=7)
     assert not (tmp_path / "one").exists()
+
+
+def test_what_is_no_file_and_what_is_stale_is_told_once(console: Console, tmp_path: Path) -> None:
+    """Pipes and devices are left out, never empty files; every command says that the volume was in use."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "fine").write_bytes(b"fine" * 5000)
+    image = make_ext(tmp_path / "disk.img", 8 * MIB, source)
+    debugfs(image, ["mknod pipe p", "mknod device c 4 1", "feature needs_recovery", "ssv journal_inum 0"])
+    console.run("backup", "--name", "srv", str(image))
+    told = console.run("ls", "srv:disk")  # beside it; a warning is for who looks into it
+    assert "could not be applied" in told.stdout and "could not be applied" not in told.stderr
+    one, back, new = (str(tmp_path / name) for name in ("one", "back", "new"))
+    for command, code in (
+        (("ls", "srv:disk/1-root"), 0),
+        (("find", "srv", "fi*"), 0),
+        (("versions", "srv:disk/1-root/fine"), 0),
+        (("cp", "srv:disk/1-root/fine", one), 0),
+        (("restore", "srv:disk/1-root", back), 9),
+        (("cp", "srv:disk/1-root", new), 9),
+    ):
+        told = console.run(*command, code=code).stderr
+        stale = "disk, partition 1: its journal could not be applied (it lies on another disk)"
+        assert told.count(stale) == 1, (command, told)
+        if code:
+            for name, what in (("pipe", "a named pipe"), ("device", "a device")):
+                assert f"{name}: not " in told and f"{what}: it has no content" in told
+    for folder in (back, new):
+        assert sorted(os.listdir(folder)) == ["fine", "lost+found"]
+    console.run("cp", "srv:disk/1-root/pipe", str(tmp_path), code=7)
+    assert not (tmp_path / "pipe").exists()
+
+
+def test_a_file_system_that_nothing_knows_is_explained(console: Console, tmp_path: Path) -> None:
+    """FAT as Atari has it: no text of a boot sector, no mark at its end."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4 * MIB))
+    run("mkfs.vfat", "-A", "-n", "ATARI", image)
+    console.run("backup", "--name", "srv", str(image))
+    assert [e["name"] for e in console.json("ls", "srv:disk")] == ["UNSUPPORTED.txt"]

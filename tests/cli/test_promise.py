@@ -39,12 +39,24 @@ OPTIONS = {
     "boot": STORE | OUTPUT | MOVES
     | {"--resume", "--memory", "--cpus", "--network", "--bus", "--firmware", "--hydrate-to", "--ready",
        "--timeout", "--foreground"},
+    "drill": STORE | OUTPUT | MOVES | {"--from-kit", "--ready", "--timeout"},
     "vms": OUTPUT,
     "stop": OUTPUT | {"--timeout", "--delete"},
     "console": OUTPUT,
     "nbd": STORE | OUTPUT | MOVES | {"--listen", "--io-timeout", "--cache-dir", "--cache-size"},
+    "hyperv": set(),
+    "service": set(),
     "status": OUTPUT,
 }  # fmt: skip
+HYPERV = {
+    "boot": STORE | OUTPUT | MOVES | {"--via", "--output"},
+    "preflight": OUTPUT | {"--output", "--read"},
+}
+SERVICE = {
+    "install": OPTIONS["mount"] - {"--daemon"} | {"--credentials", "--fstab", "--root"},
+    "remove": OUTPUT | {"--root"},
+    "status": OUTPUT | {"--root"},
+}
 SNAPSHOT = {"id", "machine", "time", "disks", "files", "consistent", "proved"}
 EXIT_CODES = {
     "CloudMountError": 1, "UsageError": 2, "NotFoundError": 3, "DamagedError": 4, "StoreError": 5,
@@ -74,6 +86,27 @@ def test_options(name: str) -> None:
     for text in found:
         assert re.search(rf"[`\[ ]{text}\b", PROMISE), f"docs/cli.md does not tell of {text}"
     assert f"| `{name}" in PROMISE
+
+
+@pytest.mark.parametrize("name", HYPERV)
+def test_options_of_hyperv(name: str) -> None:
+    group = _command("hyperv")
+    assert isinstance(group, click.Group) and set(group.commands) == set(HYPERV)
+    options = [p for p in group.commands[name].params if isinstance(p, click.Option)]
+    assert {o for option in options for o in option.opts} == HYPERV[name]
+    assert all((option.help or "").endswith((".", "]")) for option in options)
+    assert f"| `hyperv {name}" in PROMISE
+
+
+@pytest.mark.parametrize("name", SERVICE)
+def test_options_of_service(name: str) -> None:
+    group = _command("service")
+    assert isinstance(group, click.Group)
+    assert {n for n, command in group.commands.items() if not command.hidden} == set(SERVICE)
+    options = [p for p in group.commands[name].params if isinstance(p, click.Option)]
+    assert {o for option in options for o in option.opts} == SERVICE[name]
+    assert all((option.help or "").endswith((".", "]")) for option in options)
+    assert f"`service {name}" in PROMISE
 
 
 def test_exit_codes() -> None:

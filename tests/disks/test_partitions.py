@@ -108,6 +108,56 @@ def test_overlapping_partitions_are_told(tmp_path: Path) -> None:
     assert table(path).problem == "partitions 5 and 6 overlap"
 
 
+def test_overlapping_entries_of_an_mbr(tmp_path: Path) -> None:
+    """Told where they lead to something; else they are a boot sector's code."""
+    path = tmp_path / "a.raw"
+    path.write_bytes(
+        boot_record((0, 7, 64, 900), (0, 0x83, 512, 1000), (0, 0x05, 1000, 500)).ljust(MIB, b"\0")
+    )
+    assert table(path, 512).kind == "none"
+    patch(path, 64 * 512 + 3, b"NTFS    ")
+    for sector in (512, None):
+        found = table(path, sector)
+        assert found.problem == "no extended boot record at sector 1000"
+        assert [p.number for p in found.partitions] == [1, 2, 3]
+    patch(path, 1000 * 512, boot_record((0, 0x83, 1, 9)))
+    assert table(path).problem == "partitions 1 and 2 overlap"
+    patch(path, 3, b"NTFS    ")
+    assert table(path).kind == "none"
+
+
+def test_an_mbr_that_counts_in_4096(tmp_path: Path) -> None:
+    """An image of a 4Kn disk: by what lies where it says."""
+    path = tmp_path / "a.raw"
+    path.write_bytes(boot_record((0, 7, 16, 64), (0, 0x0F, 80, 100)).ljust(MIB, b"\0"))
+    assert table(path).sector == 512
+    patch(path, 16 * 4096 + 3, b"NTFS    ")
+    patch(path, 80 * 4096, boot_record((0, 0x83, 1, 9)))
+    for known, sector in ((None, 4096), (4096, 4096), (512, 512)):
+        assert table(path, known).sector == sector
+    found = table(path)
+    assert [(p.number, p.start, p.length) for p in found.partitions] == [
+        (1, 16 * 4096, 64 * 4096), (2, 80 * 4096, 100 * 4096), (5, 81 * 4096, 9 * 4096)]  # fmt: skip
+    assert found.problem is None
+    patch(path, 16 * 512 + 3, b"NTFS    ")
+    assert table(path).sector == 512, "the usual, where both may be"
+
+
+@pytest.mark.parametrize("damage", [(512, b"x"), (512 + 40, b"x"), (1024, b"x")])
+def test_a_disk_that_grew(tmp_path: Path, damage: tuple[int, bytes]) -> None:
+    """Its backup GPT lies where the disk ended before."""
+    path = write_gpt(tmp_path / "a.raw", MIB, [(LINUX, 64, 127, "x")])
+    os.truncate(path, 3 * MIB)
+    assert (table(path).problem, len(table(path).partitions)) == (None, 1)
+    patch(path, *damage)
+    found = table(path)
+    assert len(found.partitions) == 1
+    assert found.problem is not None
+    assert found.problem.endswith("its backup is used, from where the disk ended before it grew")
+    patch(path, MIB - 512, b"x")
+    assert table(path).partitions == ()
+
+
 @pytest.mark.parametrize(
     ("offset", "value"),
     [(12, 91), (12, 4096), (80, 1 << 31), (84, 64), (84, 129), (84, 0), (72, 1 << 40), (24, 5)],

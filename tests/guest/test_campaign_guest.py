@@ -20,8 +20,8 @@ from tests.trees.memory_tree import MemoryDir
 
 
 def test_a_few_volumes() -> None:
-    told = campaign(seed=2, count=105)
-    assert "105 mutated volumes" in told
+    told = campaign(seed=2, count=108)
+    assert "108 mutated volumes" in told
     assert "errors" in told and "same" in told
 
 

@@ -376,3 +376,60 @@ def test_children_end_with_their_parent(image: Path) -> None:
         assert parent.stdout is not None
         parent.stdout.close()
     assert within(5, lambda: gone(pids[0]))
+
+
+_SPINS = """
+import sys; sys.path[:] = sys.argv[3:]
+from cloudmount.guest import confine, ext, worker
+confine.CALL_SECONDS = 1
+sound = ext.ExtVolume.read
+def read(self, number, offset, length):
+    while self._inode(number).size == 99:
+        pass
+    return sound(self, number, offset, length)
+ext.ExtVolume.read = read
+worker.main(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+def test_what_makes_a_parser_spin_is_tried_once(
+    pool: Callable[..., Children], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails at once from then on, and nothing else does."""
+    monkeypatch.setattr(processes, "_START", _SPINS)
+    (tmp_path / "source").mkdir()
+    for name, length in (("bad", 99), ("good", 98)):
+        (tmp_path / "source" / name).write_bytes(name.encode() * 25)
+        os.truncate(tmp_path / "source" / name, length)
+    children = pool(thinking=300)  # a second of processor time may take long
+    opened = volume(children, make_ext(tmp_path / "e.img", 4 * MIB, tmp_path / "source"))
+    with pytest.raises(UnreadableInputError, match="one call took too much processor time"):
+        read(opened, "bad")
+    started = children.started
+    for _ in range(20):
+        with pytest.raises(UnreadableInputError, match="too much processor time; it is not tried again"):
+            read(opened, "bad")
+    assert children.started <= started + 1  # its name is looked up by another one
+    assert len(read(opened, "good")) == 98
+    opened.close()
+
+
+def test_silence_counts_the_second_time(pool: Callable[..., Children], image: Path) -> None:
+    """A machine that slept makes parsers silent once."""
+    children = pool()
+    opened = volume(children, image)
+    entry = opened.lookup((), opened.root, "f7")
+    assert entry is not None
+    children._thinking = 0.6
+    for _ in range(2):
+        (pid,) = children.pids()
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(UnreadableInputError, match=r"said nothing for 0\.6 s$"):
+            opened.read(entry.number, 0, 10)
+        children._thinking = 40
+        assert opened.root == 2
+        assert opened.lookup((), opened.root, "f8") is not None
+        children._thinking = 0.6
+    with pytest.raises(UnreadableInputError, match="twice; it is not tried again"):
+        opened.read(entry.number, 0, 10)
+    opened.close()

@@ -15,6 +15,7 @@ from cloudmount.guest.children import Children
 from cloudmount.guest.entries import Entry
 from cloudmount.guest.volume import Volume
 from cloudmount.nodes import Kind
+from tests.disks.oracles import run
 from tests.guest.images import MIB, make_ntfs, ntfs_mounted
 from tests.guest.seen import opened
 from tests.guest.windows import (
@@ -221,7 +222,7 @@ def test_names_by_the_rules_of_windows(tmp_path: Path, children: Children) -> No
 def test_a_journal_in_use_is_told(tmp_path: Path, children: Children) -> None:
     image = make_ntfs(tmp_path / "n.img", 20 * MIB)
     disk = opened(children, image)
-    assert disk.in_use is False
+    assert disk.warning == ""
     (place, *_) = disk.places(Entry("", 2 << 48 | 2, Kind.FILE, 0, 0, 0, 0, 1, None, None, None, None))
     disk.close()
     for clients, flags, in_use in ((0, 0, True), (0xFFFF, 0, False), (0, 2, False)):
@@ -233,8 +234,16 @@ def test_a_journal_in_use_is_told(tmp_path: Path, children: Children) -> None:
             f.seek(place.at)
             f.write(page)
         disk = opened(children, image)
-        assert disk.in_use is in_use
+        assert ("journal was not empty" in disk.warning) is in_use
         disk.close()
+
+
+def test_a_volume_to_be_checked_is_told(tmp_path: Path, children: Children) -> None:
+    image = make_ntfs(tmp_path / "n.img", 20 * MIB)
+    run("ntfsfix", image)  # marks it as dirty
+    disk = opened(children, image)
+    assert disk.warning.startswith("Windows marked it as to be checked (chkdsk)")
+    disk.close()
 
 
 def test_a_damaged_folder_costs_an_error(tmp_path: Path, children: Children) -> None:

@@ -24,10 +24,13 @@ PROJECT = Path(__file__).parents[2]
 class Started:
     """A process; what it prints comes as values."""
 
-    def __init__(self, *command: str | Path, cwd: Path = PROJECT) -> None:
+    def __init__(
+        self, *command: str | Path, cwd: Path = PROJECT, environment: dict[str, str] | None = None
+    ) -> None:
         self.process = subprocess.Popen(
-            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         self.said: list[dict[str, Any]] = []
         self.errors = ""
         self._lines: queue.Queue[str] = queue.Queue()

@@ -17,6 +17,7 @@ from cloudmount.errors import NotFoundError, UsageError
 from cloudmount.mounts.lifecycle import unmount
 from cloudmount.mounts.mountpoints import mounted_at
 from cloudmount.mounts.records import read_records
+from tests import needs
 from tests.mounts.drivers import NAMES
 from tests.mounts.mounting import END_SECONDS, within
 from tests.mounts.processes import Processes, Started
@@ -185,6 +186,7 @@ def test_where_a_drive_is_already(processes: Processes) -> None:
     assert (processes.at / "f").read_bytes() == b"hello\n"
 
 
+@needs.root
 def test_where_something_else_is_mounted(processes: Processes, tmp_path: Path) -> None:
     at = tmp_path / "foreign"
     at.mkdir()

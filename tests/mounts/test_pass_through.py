@@ -22,13 +22,14 @@ from cloudmount.reader.stored import FrameReader
 from cloudmount.repo.repository import Repository
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.hydrator import Hydrator
+from tests import needs
 from tests.backup.lab import Lab
 from tests.mounts.mounting import Mounted, mounted, outside, within
 from tests.tree.drives import raw_disk
 from tests.trees.calls import MIB, content, opened
 from tests.trees.memory_tree import MemoryDir, MemoryFile, Pattern, Watched
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, needs.root]
 
 
 class Copied(Watched):

@@ -71,7 +71,7 @@ def test_a_traced_source_is_what_it_was() -> None:
     asked: list[object] = []
 
     class Ahead(Bytes):
-        def fetch_ahead(self, ranges: object) -> None:
+        def fetch_ahead(self, ranges: object, via: object = None) -> None:
             asked.append(ranges)
 
     inner, recorder = Ahead(bytes(range(256)) * 64), Recorder(FRAME)

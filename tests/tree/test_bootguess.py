@@ -55,7 +55,7 @@ def opened_file(tree: Drive, path: str) -> BlockSource:
 
 def settle() -> None:
     """Until nothing is fetched ahead any more."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while any(t.name == "cloudmount-prefetch" for t in threading.enumerate()):
         assert time.monotonic() < until, "it doesn't end"
         time.sleep(0.01)

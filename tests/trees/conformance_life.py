@@ -73,16 +73,18 @@ class TreeLifeConformance:
     def test_the_unforeseen_is_an_io_error_and_the_drive_goes_on(
         self, mount: Mount, caplog: pytest.LogCaptureFixture
     ) -> None:
-        class Broken(MemoryDir):
-            broken = True
+        broken = threading.Event()
+        broken.set()
 
+        class Unfindable(MemoryDir):
             def lookup(self, name: str):  # type: ignore[no-untyped-def]
-                if self.broken:
+                if broken.is_set():
                     raise RuntimeError("lookup breaks")
                 return super().lookup(name)
 
+        class Unlistable(MemoryDir):
             def list(self):  # type: ignore[no-untyped-def]
-                if self.broken:
+                if broken.is_set():
                     raise RuntimeError("list breaks")
                 return super().list()
 
@@ -94,22 +96,25 @@ class TreeLifeConformance:
             def read_at(self, offset: int, length: int) -> bytes:
                 return b"short"
 
-        broken = Broken({"x": MemoryFile(b"x")})
         at = mount(
-            MemoryDir({"broken": broken, "unopened": Unopened(b""), "short": MemoryFile(Short(4096)),
-                       "good": MemoryFile(b"good")})
+            MemoryDir({
+                "unfindable": Unfindable({"x": MemoryFile(b"x")}),
+                "unlistable": Unlistable({"x": MemoryFile(b"x")}),
+                "unopened": Unopened(b""), "short": MemoryFile(Short(4096)), "good": MemoryFile(b"good"),
+            })
         ).path  # fmt: skip
         with caplog.at_level(logging.WARNING, "cloudmount.mounts"):
-            fails(errno.EIO, lambda: os.stat(at / "broken" / "x"))
-            fails(errno.EIO, lambda: os.listdir(at / "broken"))
+            fails(errno.EIO, lambda: os.stat(at / "unfindable" / "x"))
+            fails(errno.EIO, lambda: os.listdir(at / "unlistable"))
             fails(errno.EIO, lambda: os.open(at / "unopened", os.O_RDONLY))
             fails(errno.EIO, lambda: content(at / "short"))
         for said in ("lookup breaks", "list breaks", "open breaks", "5 came"):
             assert said in caplog.text
         assert content(at / "good") == b"good"
-        broken.broken = False
-        assert within(3, lambda: os.listdir(at / "broken") == ["x"])
-        assert content(at / "broken" / "x") == b"x"
+        broken.clear()
+        for folder in ("unfindable", "unlistable"):
+            assert within(3, lambda folder=folder: os.listdir(at / folder) == ["x"])
+            assert content(at / folder / "x") == b"x"
 
     def test_a_failure_in_a_listing_is_told(self, mount: Mount) -> None:
         class Half(MemoryDir):
@@ -244,12 +249,10 @@ class TreeLifeConformance:
             reads = [pool.submit(slow, i) for i in range(40)]
             try:
                 assert within(10, lambda: gate.waiting >= 40)
-                began = time.monotonic()
                 assert content(at / "fast") == Pattern(MIB).read_at(0, MIB)
                 assert os.listdir(at / "d") == ["x"]
                 assert os.stat(at / "d" / "x").st_size == 1
                 assert len(os.listdir(at)) == 42
-                assert time.monotonic() - began < 20
                 assert not any(r.done() for r in reads)
             finally:
                 gate.open.set()
@@ -268,10 +271,8 @@ class TreeLifeConformance:
             waiting = pool.submit(os.stat, at / "slow" / "x")
             try:
                 assert within(5, lambda: gate.waiting == 1)
-                began = time.monotonic()
                 assert content(at / "f") == b"f"
                 assert os.listdir(at) == ["f", "slow"]
-                assert time.monotonic() - began < 20
             finally:
                 gate.open.set()
             assert waiting.result().st_size == 1

@@ -1,0 +1,1 @@
+"""A machine for Hyper-V, and the PowerShell that makes it. **Not run on Windows.**"""

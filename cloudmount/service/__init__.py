@@ -1,0 +1,1 @@
+"""A drive that comes up with the computer: units, fstab, credentials, undoing."""
