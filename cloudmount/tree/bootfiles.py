@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloudmount.errors import CloudMountError
+from cloudmount.extents import BlockSource
 from cloudmount.nodes import Node
 from cloudmount.tree.inside import GuestDir, GuestFile
 
@@ -87,6 +88,12 @@ WINDOWS = (
 )
 
 
+EXT_BYTES = 8 << 20
+"""Of the beginning of an ext4 volume with a system: superblock, groups' descriptors and maps, the first
+tables of inodes; they compress to a few hundred KB."""
+MFT_BYTES = 4 << 20
+
+
 def system_ranges(disk: StoredDisk, kernel: bool) -> Iterator[tuple[int, int]]:
     """(offset, length) in bytes of the disk of what its system reads while it boots, in order; with its
     newest kernel, if `kernel`. May wait for the store, and for parsers; what fails is left out."""
@@ -94,15 +101,18 @@ def system_ranges(disk: StoredDisk, kernel: bool) -> Iterator[tuple[int, int]]:
         for root in disk.inside.children().values():
             if isinstance(root, GuestDir):
                 with contextlib.suppress(CloudMountError):
-                    yield from _of_system(root, kernel)
+                    yield from _of_system(root, kernel, disk.quiet())
 
 
-def _of_system(root: GuestDir, kernel: bool) -> Iterator[tuple[int, int]]:
+def _of_system(root: GuestDir, kernel: bool, disk: BlockSource) -> Iterator[tuple[int, int]]:
     """Of the file system in one partition, if a system is in it."""
     if _folder(root, "usr/lib/systemd") is not None:
         lists = [KERNEL, *LINUX] if kernel else list(LINUX)
+        yield root.start, min(EXT_BYTES, disk.size - root.start)
     elif _folder(root, "Windows/System32/config") is not None:
         lists = list(WINDOWS)
+        at = root.start + mft_offset(disk.read_at(root.start, 64))
+        yield min(at, disk.size), min(MFT_BYTES, max(0, disk.size - at))
     elif kernel and _folder(root, "grub") is not None:  # /boot as a file system of its own
         lists = [KERNEL._replace(folder="")]
     else:
@@ -110,6 +120,14 @@ def _of_system(root: GuestDir, kernel: bool) -> Iterator[tuple[int, int]]:
     for files in lists:
         with contextlib.suppress(CloudMountError):
             yield from _chosen(root, files)
+
+
+def mft_offset(boot: bytes) -> int:
+    """Where in an NTFS volume that begins with these 64 bytes its table of files begins."""
+    sector, per_cluster = int.from_bytes(boot[11:13], "little"), boot[13]
+    if per_cluster > 128:  # a power of two, negated: clusters above 64 KiB
+        per_cluster = 1 << (256 - per_cluster)
+    return int.from_bytes(boot[48:56], "little") * sector * per_cluster
 
 
 def _chosen(root: GuestDir, files: Files) -> Iterator[tuple[int, int]]:

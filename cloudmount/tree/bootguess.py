@@ -15,7 +15,7 @@ from cloudmount.disks.partitions import ESP, LINUX_BOOT, read_partitions
 from cloudmount.disks.synthesis import BAT_OFFSET
 from cloudmount.extents import BlockSource, Extent
 
-LIMIT = 64 << 20
+LIMIT = 96 << 20
 """Plain bytes fetched of a disk unasked, at most."""
 SMALL = 1 << 30
 """Bytes of an active partition that is only to boot from: Windows' "System Reserved" has up to 550 MB."""

@@ -303,6 +303,11 @@ class Guest:
             return None
         return self._placed().content(entry.size, entry.mtime_ns, self._places(entry))
 
+    @property
+    def start(self) -> int:
+        """The byte of the disk at which the volume begins."""
+        return self._placed().start
+
     def on_disk(self, entry: Entry) -> list[tuple[int, int]]:
         """(offset, length) in bytes of the disk of where a file lies, in its order."""
         return [(at, length) for _, at, length in self._placed().on_disk(sorted(self._places(entry)))]
@@ -330,6 +335,11 @@ class GuestDir:
         if self._entry is not None:
             return self._guest.attr(self._entry)
         return _folder(self._guest.inode(0), self._guest.mtime_ns)
+
+    @property
+    def start(self) -> int:
+        """The byte of the disk at which its volume begins."""
+        return self._guest.start
 
     def _number(self) -> int:
         return self._guest.volume.root if self._entry is None else self._entry.number

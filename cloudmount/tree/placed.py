@@ -22,7 +22,7 @@ class PlacedFiles:
     """What the map `stream` knows of the files in a partition that begins at the byte `start` of the disk."""
 
     def __init__(self, keys: Keyring, stream: StreamMap, start: int) -> None:
-        self._keys, self._stream, self._start = keys, stream, start
+        self._keys, self._stream, self.start = keys, stream, start
 
     def stored_bytes(self, places: Sequence[Place]) -> int:
         """Sealed bytes of the frames that hold a file; `places` are in the partition."""
@@ -34,7 +34,7 @@ class PlacedFiles:
 
     def on_disk(self, places: Sequence[Place]) -> list[Place]:
         """Where places in the partition are on the disk."""
-        return [(offset, self._start + at, length) for offset, at, length in places]
+        return [(offset, self.start + at, length) for offset, at, length in places]
 
 
 def stored_bytes(stream: FrameMap, places: Sequence[Place]) -> int:

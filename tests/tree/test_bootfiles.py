@@ -10,7 +10,7 @@ import pytest
 
 from cloudmount.blobs.faulty import Fault, FaultyStore
 from cloudmount.errors import StoreRefusedError
-from cloudmount.tree.bootfiles import system_ranges
+from cloudmount.tree.bootfiles import mft_offset, system_ranges
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.snapshotdir import OpenedSnapshot, StoredDisk
 from tests.backup.lab import Lab
@@ -19,7 +19,7 @@ from tests.guest.images import MIB, make_ext
 from tests.tree.drives import drive
 from tests.tree.test_bootguess import IMG, opened_file, settle
 
-AT, SIZE = 1 * MIB, 24 * MIB
+AT, SIZE = 1 * MIB, 40 * MIB
 DEBIAN = {
     "usr/lib/systemd/systemd": 90_000,
     "usr/lib/systemd/system/basic.target": 900,
@@ -30,7 +30,7 @@ DEBIAN = {
     "boot/vmlinuz-6.1": 700_000,
     "boot/initrd.img-6.1": 800_000,
     "boot/vmlinuz-5.9": 600_000,
-    "srv/data": 3_000_000,
+    "srv/data": 9_000_000,
 }
 WINDOWS = {
     "Windows/System32/config/SYSTEM": 500_000,
@@ -71,11 +71,22 @@ def disk_of(tree: Drive) -> StoredDisk:
     return disk
 
 
+def test_where_an_ntfs_volume_has_its_table_of_files() -> None:
+    def boot(sector: int, per_cluster: int, cluster: int) -> bytes:
+        start = b"\xeb\x52\x90NTFS    " + sector.to_bytes(2, "little") + bytes([per_cluster])
+        return start.ljust(48, b"\0") + cluster.to_bytes(8, "little") + bytes(8)
+
+    assert mft_offset(boot(512, 8, 786_432)) == 3 << 30
+    assert mft_offset(boot(4096, 1, 4)) == 16384
+    assert mft_offset(boot(512, 256 - 9, 2)) == 2 * 512 * 512
+    assert mft_offset(bytes(64)) == 0
+
+
 def found(lab: Lab, contents: dict[str, bytes], kernel: bool) -> set[str]:
     """The files that the ranges hold whole."""
     disk = (lab.folder.parent / "disk.img").read_bytes()
     with drive(lab) as tree:
-        ranges = list(system_ranges(disk_of(tree), kernel))
+        ranges = [r for r in system_ranges(disk_of(tree), kernel) if r[0] != AT]  # not the volume's own
     held = b"".join(disk[offset : offset + length] for offset, length in ranges)
     return {name for name, content in contents.items() if content in held}
 
@@ -107,7 +118,7 @@ def test_they_come_ahead_of_a_boot(tmp_path: Path) -> None:
         for offset, length in ranges:
             assert opened.read_at(offset, length) == image[offset : offset + length]
         with pytest.raises(StoreRefusedError):
-            opened.read_at(image.index(contents["srv/data"][:4096]), 3_000_000)
+            opened.read_at(image.index(contents["srv/data"][:4096]), 9_000_000)
 
 
 def test_windows(tmp_path: Path) -> None:
