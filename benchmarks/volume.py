@@ -3,7 +3,7 @@
 Decided here and only here: what copying files out of disks is measured with. A raw disk without a partition
 table, made through ntfs-3g once and kept in the user's cache: 4 GiB, FILES files of 0.2 to 4 KB in FOLDERS
 folders, 256 MiB of noise, and QBW, 20 MiB of which half compresses. The same bytes on every machine but for
-times. Or `fragmented`: QBW lies in PIECES pieces, one of another file between any two. One thread.
+times. Or `fragmented`: QBW lies in about PIECES pieces. One thread.
 """
 
 from __future__ import annotations
@@ -105,17 +105,27 @@ def _build(image: Path, at: Path, fragmented: bool) -> None:
         for n in range(40):
             (root / FOLDER / f"report {n}.pdf").write_bytes(rng.randbytes(30_000))
         if fragmented:
-            _in_pieces(root / QBW, root / FOLDER / "between.bin", company())
+            _in_pieces(root, company())
         else:
             (root / QBW).write_bytes(company())
     at.rmdir()
 
 
-def _in_pieces(one: Path, other: Path, content: bytes) -> None:
-    """`content` into `one`, written in turns with `other`, so that both lie in PIECES pieces."""
-    length = len(content) // PIECES
-    with one.open("wb", buffering=0) as file, other.open("wb", buffering=0) as between:
+def _in_pieces(root: Path, content: bytes) -> None:
+    """`content` as QBW into the only room that a full volume has: gaps between small files."""
+    gaps = 2 * PIECES
+    length = len(content) // gaps
+    small = [root / "small" / f"{n:04}" for n in range(2 * gaps)]
+    (root / "small").mkdir()
+    for path in small:
+        path.write_bytes(content[:length])
+    with (root / QBW).open("wb", buffering=0) as company_file:  # made before there is no room for its record
+        filler = root / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(MIB))
+        for path in random.Random(2).sample(small, gaps + gaps // 8):  # and room for where they lie
+            path.unlink()
         for at in range(0, len(content), length):
-            for to, data in ((file, content[at : at + length]), (between, content[:4096])):
-                to.write(data)
-                os.fsync(to.fileno())
+            company_file.write(content[at : at + length])
+    filler.unlink()

@@ -1,10 +1,10 @@
 """Work for Windows that is answered within a bound, whatever the tree does.
 
-Decided here and only here: WinFsp never takes a request back that a thread of ours is at work on, it only
-lets those expire that wait for one (after 300 s), and it waits for all of our threads when a drive ends.
-So each of them hands its work to a thread of its own and waits: at most `SECONDS`, and not at all once
-the drive ends. Work that was given up goes on until it comes back by itself; what it brings is handed to
-`late`. Measured here: 16 µs a call.
+Decided here and only here: WinFsp never takes a request back that one of its threads is at work on, it only
+lets those expire that wait for one (after 300 s), and it waits for all of its threads when a drive ends.
+So each of them hands its work to a thread of ours and waits: at most `SECONDS`, and not at all once the
+drive ends. Work that was given up goes on until it comes back by itself; what it brings is handed to
+`late`. Nothing is kept by WinFsp's threads: Python may not know them again. Measured here: 16 µs a call.
 
 Threading: `call` on any number of threads; `end` on another one.
 """
@@ -33,12 +33,14 @@ class EndedError(CloudMountError):
 class _Call:
     """One piece of work, settled once: it came back, or who waited was told to wait no more."""
 
-    __slots__ = ("_lock", "_settled", "failure", "late", "result", "returned", "since", "work")
+    __slots__ = ("_lock", "_settled", "came_back", "failure", "late", "result", "returned", "since", "work")
 
     def __init__(self, work: Callable[[], Any], late: Callable[[Any], None]) -> None:
         self.work, self.late = work, late
         self._lock = threading.Lock()
         self._settled = False
+        self.came_back = False
+        """Before it was settled otherwise: who worked on it is free again."""
         self.since = time.monotonic()
         self.returned = threading.Lock()  # held until it is settled
         self.returned.acquire()
@@ -52,15 +54,18 @@ class _Call:
             result = self.work()
         except BaseException as error:
             failure = error
-        if not self.settle(result, failure) and failure is None:
+        if not self._settle(result, failure, came_back=True) and failure is None:
             self.late(result)
 
-    def settle(self, result: Any, failure: BaseException | None) -> bool:
-        """The waiter goes on with this; False when it was settled already."""
+    def give_up(self, failure: BaseException) -> None:
+        """The waiter goes on with this, unless the work came back."""
+        self._settle(None, failure, came_back=False)
+
+    def _settle(self, result: Any, failure: BaseException | None, *, came_back: bool) -> bool:
         with self._lock:
             if self._settled:
                 return False
-            self._settled = True
+            self._settled, self.came_back = True, came_back
             self.result, self.failure = result, failure
         self.returned.release()
         return True
@@ -81,43 +86,35 @@ class _Helper:
             del call  # it holds what was read
 
 
-class _Mine(threading.local):
-    helper: _Helper | None = None
-
-
 class Bounded:
     """The calls of one drive."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._mine = _Mine()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._helpers: set[_Helper] = set()
+        self._idle: list[_Helper] = []
         self._calls: set[_Call] = set()
         self._ended = False
 
     def call(self, work: Callable[[], T], late: Callable[[T], None] = lambda result: None) -> T:
         """`work()`. `StoreTimeoutError` after `seconds`, `EndedError` when the drive ends first."""
         call = _Call(work, late)
-        helper = self._mine.helper
         with self._lock:
             if self._ended:
                 raise EndedError("the drive has ended")
-            if helper is None:
-                helper = self._mine.helper = _Helper(f"cloudmount-winfsp-{next(self._numbers)}")
-                self._helpers.add(helper)
+            # The one that was at work last: its stack is still in the processor's cache.
+            helper = self._idle.pop() if self._idle else _Helper(f"cloudmount-winfsp-{next(self._numbers)}")
             self._calls.add(call)
         helper.give(call)
-        stuck = not call.returned.acquire(timeout=self._seconds) and call.settle(
-            None, StoreTimeoutError(f"no answer within {self._seconds:g} s")
-        )
+        if not call.returned.acquire(timeout=self._seconds):
+            call.give_up(StoreTimeoutError(f"no answer within {self._seconds:g} s"))
         with self._lock:
             self._calls.discard(call)
-            if stuck:  # the next call gets another helper, and this one ends when it comes back
-                self._helpers.discard(helper)
-                self._mine.helper = None
-                helper.give(None)
+            if call.came_back and not self._ended:
+                self._idle.append(helper)
+            else:
+                helper.give(None)  # it ends when it comes back
         if call.failure is not None:
             raise call.failure
         return call.result  # type: ignore[no-any-return]  # what `work` gave
@@ -132,9 +129,9 @@ class Bounded:
         """Every call, those under way too, fails at once from now on."""
         with self._lock:
             self._ended = True
-            calls, helpers = list(self._calls), list(self._helpers)
-            self._helpers.clear()
+            calls, idle = list(self._calls), list(self._idle)
+            self._idle.clear()
         for call in calls:
-            call.settle(None, EndedError("the drive ended"))
-        for helper in helpers:
+            call.give_up(EndedError("the drive ended"))
+        for helper in idle:
             helper.give(None)

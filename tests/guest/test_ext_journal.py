@@ -203,3 +203,24 @@ def test_checksums_of_whole_transactions(tmp_path: Path, children: Children) -> 
     image.write_bytes(with_log(whole, places, [bytes(content) for content in log]))
     found, warning = shown(children, image)
     assert found == shown(children, first)[0] and warning.endswith(STALE)
+
+
+def test_places_of_what_lies_in_the_journal(tmp_path: Path, children: Children) -> None:
+    """They are those in the journal: what tells versions apart by frames must not look at stale ones. Blocks
+    that the journal holds otherwise than they are lie nowhere."""
+    before, first, _ = three_states(tmp_path, "ext4", 1024)
+    image = tmp_path / "image"
+    with_journal(before, [first], 1024, image, "-c -v 3")
+    raw, logged = image.read_bytes(), set(journal_places(image, 1024))
+    volume = opened(children, image)
+    large = volume.lookup((), volume.root, "large")
+    like = volume.lookup(("d",), volume.folder((), volume.root)["d"].number, "like")
+    assert large is not None and like is not None
+    places = volume.places(large)
+    assert {p.at for p in places} & logged
+    assert b"".join(raw[p.at : p.at + p.length] for p in places)[: large.size] == volume.open(large).read_at(
+        0, large.size
+    )
+    assert sum(p.length for p in volume.places(like)) < like.size
+    assert volume.open(like).read_at(0, like.size) == (tmp_path / "like a journal").read_bytes()
+    volume.close()

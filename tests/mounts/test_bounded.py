@@ -31,12 +31,30 @@ def test_results_and_failures_come_back() -> None:
         bounded.call(lambda: 6)
 
 
+def test_threads_that_python_does_not_know_again_share_one_of_ours() -> None:
+    bounded = Bounded()
+    workers = set()
+
+    def call() -> None:
+        workers.add(bounded.call(threading.get_ident))
+
+    try:
+        for _ in range(50):
+            caller = threading.Thread(target=call)
+            caller.start()
+            caller.join()
+        assert len(workers) == 1
+    finally:
+        bounded.end()
+
+
 def test_work_that_takes_too_long_is_given_up() -> None:
     go, late = threading.Event(), []
     bounded = Bounded(0.05)
     try:
         with pytest.raises(StoreTimeoutError, match=r"within 0\.05 s"):
             bounded.call(lambda: go.wait(60), late.append)
+        assert bounded._idle == [], "who works on it still is not asked for more"
         go.set()
         assert within(60, lambda: late == [True]), "what it brought is handed over"
     finally:

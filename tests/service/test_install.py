@@ -83,6 +83,7 @@ def test_what_an_install_makes_and_a_removal_undoes(wanted: Wanted, system: Syst
         remove("/mnt/a drive", silent, system.root)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="systemd-creds is root's")
 def test_the_encrypted_credential_is_what_the_service_reads(
     wanted: Wanted, system: System, tmp_path: Path
 ) -> None:
@@ -332,6 +333,18 @@ def test_a_service_takes_every_option_of_mount_and_gives_it_as_it_was() -> None:
     assert folders == ["/c d"]
     again = mount.make_context("mount", [*arguments, "--repo", "/r", "/mnt/x"]).params
     assert again == mount.make_context("mount", [*given, "--repo", "/r", "/mnt/x"]).params
+
+
+def test_only_root_installs_here(wanted: Wanted, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = system.tree()
+    monkeypatch.undo()
+    monkeypatch.setattr(service, "ROOT", system.root)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(CloudMountError, match="sudo"):
+        install(wanted, silent)
+    with pytest.raises(CloudMountError, match="sudo"):
+        remove(wanted.mountpoint, silent, system.root)
+    assert system.tree() == before
 
 
 def test_records_hold_no_secret(wanted: Wanted, system: System) -> None:

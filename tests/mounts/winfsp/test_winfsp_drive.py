@@ -40,7 +40,7 @@ def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Letters
 def time_out(mounted: Mounted) -> None:
     """What is at work has taken too long: as when its time has passed, of which `test_bounded` makes sure."""
     for call in list(mounted.drive._bounded._calls):
-        call.settle(None, StoreTimeoutError("no answer within 240 s"))
+        call.give_up(StoreTimeoutError("no answer within 240 s"))
 
 
 # What Explorer and scanners do
