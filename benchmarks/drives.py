@@ -182,7 +182,7 @@ class Cloudmount(Way):
 
     def copied(self, folder: Path) -> tuple[Run, Path]:
         """The whole disk in the empty folder `folder`, measured, caches too; where it lies then."""
-        command = [self._program, "hydrate", "server", "--to", folder / "copies"]
+        command = [self.program, "hydrate", "server", "--to", folder / "copies"]
         return run(command, env=self.environ(folder)), next(folder.glob("copies/server/*/*.vhdx"))
 
     def _end(self) -> None:
