@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -84,10 +85,13 @@ class Bench:
         """How each is opened, and of how many bytes."""
         found: dict[str, tuple[Opened, int]] = {}
         for driver in ("refuse", "native"):
-            found[driver] = (lambda d=driver: self._mounted(d), HOT)
-            found[f"{driver} opening"] = (lambda d=driver: self._mounted(d), SIZE)
-            found[f"{driver} fetching"] = (lambda d=driver: self._mounted(d, "--cache-size", "0"), SIZE)
-            found[f"{driver} copy"] = (lambda d=driver: self._copy(d, late=True), SIZE)
+            found[driver] = (functools.partial(self._mounted, driver), HOT)
+            found[f"{driver} opening"] = (functools.partial(self._mounted, driver), SIZE)
+            found[f"{driver} fetching"] = (
+                functools.partial(self._mounted, driver, "--cache-size", "0"),
+                SIZE,
+            )
+            found[f"{driver} copy"] = (functools.partial(self._copy, driver, late=True), SIZE)
         found["pass-through"] = (lambda: self._copy("native"), SIZE)
         found["rclone"] = (self._rclone, SIZE)
         found["local"] = (lambda: contextlib.nullcontext(self.image), SIZE)

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.store import BlobInfo
 from cloudmount.errors import BlobMissingError, DamagedError, StoreError, UsageError
+from cloudmount.memory import for_moving
 from cloudmount.repo.bootpacks import damaged_boot_packs
 from cloudmount.repo.config import configs_agree
 from cloudmount.repo.damage import Damage, open_damage, write_damage
@@ -125,6 +126,7 @@ def check(
     """
     if read_data is not None and not 0 < read_data <= 100:
         raise UsageError(f"{read_data} % of the data can't be read: give a number above 0, at most 100")
+    for_moving()
     return _Check(repository, read_data, seed, progress or CheckProgress(), environ).run()
 
 

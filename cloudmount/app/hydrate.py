@@ -16,6 +16,7 @@ from cloudmount.app.hydrations import announced
 from cloudmount.app.select import Selected
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import DamagedError, NoRoomError, NotFoundError, TargetExistsError
+from cloudmount.memory import for_moving
 from cloudmount.reader import localcopy
 from cloudmount.reader.filling import COMPLETE, NO_ROOM, RUNNING, Filling
 from cloudmount.reader.hydrating import LocalDisk
@@ -132,6 +133,7 @@ def hydrate(
     `NotFoundError` when there are none such, `TargetExistsError` when something is in the way, `DamagedError`
     when some can't be completed because what is stored of them is damaged.
     """
+    for_moving()
     began = time.monotonic()
     progress = progress or HydrateProgress()
     counting = repository.store if isinstance(repository.store, CountingStore) else None

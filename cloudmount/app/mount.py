@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudmount.app.hydrations import announced
-from cloudmount.app.memory import few_arenas
 from cloudmount.app.opening import default_cache_bytes, disk_cache, frames_folder
 from cloudmount.app.places import cache_folder, connect, make_folders, records_folder, state_folder
 from cloudmount.app.sightings import Sightings
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.blobs.retrying import TRANSFER
 from cloudmount.errors import UsageError
+from cloudmount.memory import for_serving
 from cloudmount.mounts import host, letters, libfuse
 from cloudmount.mounts.driver import DriveOptions, Driver, Space
 from cloudmount.mounts.lifecycle import serve
@@ -97,7 +97,7 @@ def opened_drive(
 ) -> Iterator[OpenedDrive]:
     """The repository's drive, as long as the block runs; the options are those of `mount`, and the form of
     the copies that are made, when it matters."""
-    few_arenas()
+    for_serving()
     name, make_drive = _driver(driver)
     make_folders(environ)
     store = connect(

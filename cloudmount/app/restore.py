@@ -32,6 +32,7 @@ from cloudmount.errors import (
     UnreadableInputError,
     UsageError,
 )
+from cloudmount.memory import for_moving
 from cloudmount.nodes import Dir, Kind, Node
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
@@ -139,6 +140,7 @@ def restore(
     its new name.
     `TargetExistsError` when something is in the way, `DamagedError` naming what could not be restored.
     """
+    for_moving()
     began = time.monotonic()
     if format is not None and format not in FORMATS:
         raise UsageError(f"the format {format!r} is none of {', '.join(FORMATS)}")

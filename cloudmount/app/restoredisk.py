@@ -23,7 +23,7 @@ from cloudmount.disks.synthesis import VhdxPositions
 from cloudmount.disks.vhd_synthesis import VhdPositions, synthesise_vhd
 from cloudmount.errors import CloudMountError, DamagedError, NoRoomError, TargetExistsError
 from cloudmount.extents import BlockSource, Zeros
-from cloudmount.reader.bulk import BATCH, Hooks, read_frames
+from cloudmount.reader.bulk import GROUP, Hooks, read_frames
 from cloudmount.reader.positions import Positions, Unmoved
 from cloudmount.repo.frames import Frame
 from cloudmount.repo.repository import Repository
@@ -56,6 +56,8 @@ class _From:
 class _FrameWriter(Hooks):
     """Writes frames where they lie in a container, on the threads that brought them."""
 
+    keeps = False
+
     def __init__(self, file: LargeFile, positions: Positions, frame_bytes: int) -> None:
         self._file, self._positions, self._frame_bytes = file, positions, frame_bytes
         self._local = threading.local()
@@ -78,7 +80,7 @@ class _FrameWriter(Hooks):
 
     def _write(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
         if not hasattr(self._local, "room"):
-            self._local.room = aligned_memory(BATCH)
+            self._local.room = aligned_memory(GROUP + self._frame_bytes)
         room: memoryview = self._local.room
         at = filled = 0
         for frame, plain in frames:

@@ -19,12 +19,12 @@ from typing import Any
 from cloudmount import __version__
 from cloudmount.backup.disks import DiskBackup
 from cloudmount.backup.files import FileBackup
-from cloudmount.backup.memory import keep_freed_memory
 from cloudmount.backup.pipeline import Pipeline
 from cloudmount.backup.progress import BackupProgress
 from cloudmount.backup.sources import Sources
 from cloudmount.backup.uploader import Uploader
 from cloudmount.errors import BlobMissingError, CloudMountError, DamagedError
+from cloudmount.memory import for_moving
 from cloudmount.repo.dedup import DedupIndex
 from cloudmount.repo.listings import Listing
 from cloudmount.repo.mapset import MapSet
@@ -125,7 +125,7 @@ def run_backup(
 ) -> BackupResult:
     """Back `paths` up as one snapshot. `UnreadableInputError` when one of them can't be read."""
     started, began = clock.time(), clock.monotonic()
-    keep_freed_memory()
+    for_moving()
     problems: list[tuple[str, str]] = []
     sources = Sources(
         paths,

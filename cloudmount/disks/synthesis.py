@@ -149,7 +149,7 @@ def vhdx_size(identity: Identity, present: int) -> int:
 
 
 class VhdxPositions:
-    """Where the disk's own bytes lie in the file that `synthesise_vhdx` gives. Immutable."""
+    """Where the disk's own bytes lie in the file that `synthesise_vhdx` gives. Safe on any thread."""
 
     def __init__(self, presence: Presence, identity: Identity) -> None:
         identity.check_blocks(presence)
@@ -163,13 +163,19 @@ class VhdxPositions:
         self._presence = presence
         self.size = self.head + presence.count * plan.block_size
         """Bytes of the file."""
+        self._last: tuple[int, int | None] = -1, None
+        """The block that was asked for last, and its place: whoever fills a file asks for all in a row."""
 
     def position(self, offset: int) -> int | None:
         """Where the byte at `offset` of the disk is; None in an absent block."""
         block, within = divmod(offset, self.block_size)
-        if not self._presence.present(block):
-            return None
-        return self.head + self._presence.rank(block) * self.block_size + within
+        known, place = self._last
+        if known != block:
+            place = None
+            if self._presence.present(block):
+                place = self.head + self._presence.rank(block) * self.block_size
+            self._last = block, place
+        return None if place is None else place + within
 
 
 def synthesise_vhdx(content: BlockSource, presence: Presence, identity: Identity) -> BlockSource:

@@ -2,9 +2,9 @@
 --read-data` and hydration.
 
 Decided here and only here: that frames are read in large ranges by where they lie, several
-requests at once, each opened and its content id verified on worker threads; how much of
-that is in memory; and that damage is told frame by frame: when a range can't be read, its
-frames are tried one by one.
+requests at once, each opened and its content id verified on worker threads, and given on a few MiB at a
+time while they are still in the processor's cache; how much of that is in memory; and that damage is told
+frame by frame: when a range can't be read, its frames are tried one by one.
 
 Threading: an iterator belongs to one thread; its workers are daemon threads, so Ctrl-C ends
 a restore from a silent store too.
@@ -28,11 +28,17 @@ from cloudmount.repo.packs import open_frame
 from cloudmount.repo.repository import Repository
 
 BATCH = 8 << 20
-"""Plain bytes of the frames that one worker brings at a time: about one request in a fresh repository."""
-LONGEST = 9 << 20
-"""Sealed bytes of one request: a batch that no compression shortens, and its seals."""
+"""Sealed bytes of the frames that one worker brings at a time: about one request in a fresh repository."""
+INFLATED = 2
+"""How many times its sealed bytes a batch may be inflated; what compresses better makes smaller batches."""
+LONGEST = BATCH + (1 << 20)
+"""Sealed bytes of one request: a batch, and small gaps in it."""
 MEMORY = 96 << 20
-"""Most bytes in memory, about: a batch takes its plain bytes, and as many sealed ones while it is opened."""
+"""Most bytes in memory, about: a batch takes its sealed bytes, and its plain ones until they are given on."""
+GROUP = 4 << 20
+"""Plain bytes that are given to `Hooks.verified` together, at least, but for a batch's last."""
+AHEAD = 2
+"""Batches that wait inflated for who takes them, beyond those that workers are busy with."""
 STEP = 0.4
 WORKERS = max(4, (os.cpu_count() or 2) + 2)
 
@@ -43,11 +49,14 @@ _NEVER = float("inf")
 class Hooks:
     """What a reader in bulk that is not alone does otherwise; called on any thread but for `waited`."""
 
+    keeps = True
+    """Whether what was given to `verified` is wanted of the iterator too; else it gives empty bytes."""
+
     def waited(self) -> None:
         """On the iterator's thread, now and then while nothing comes; may raise."""
 
     def batch_bytes(self) -> int:
-        """The most plain bytes of the next batch."""
+        """The most sealed bytes of the next batch."""
         return BATCH
 
     def before(self) -> None:
@@ -61,14 +70,18 @@ class Hooks:
         return None
 
     def verified(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
-        """Those of a batch that are sound, in order; called before they are given out. What it raises, the
-        iterator raises."""
+        """Some of a batch that are sound, in order, each once; called before they are given out. What it
+        raises, the iterator raises."""
+
+
+_ALONE = Hooks()
 
 
 class _Batch(NamedTuple):
     frames: list[Frame]
     flight: Flight[_Result]
-    bytes: int
+    cost: int
+    """Bytes of memory, about."""
 
 
 def read_frames(
@@ -89,23 +102,22 @@ def read_frames(
     `hooks` are for those who are not alone.
     """
     pool = Workers(workers, spare=0, name="bulk")
+    hooks = hooks or _ALONE
     batch_bytes = min(BATCH, max(frame_map.frame_bytes, memory_bytes // (3 * workers)))
-    hooks = hooks or Hooks()
-    batches = _batches(frame_map.present(), lambda: min(batch_bytes, hooks.batch_bytes()))
+    batches = _batches(frame_map.present(), lambda: min(batch_bytes, hooks.batch_bytes()), hooks.keeps)
     waiting: deque[_Batch] = deque()
     held = 0
+    most = (1 + INFLATED) * batch_bytes if hooks.keeps else batch_bytes + 2 * GROUP
+    ahead = AHEAD if hooks.keeps else workers
     try:
         more = True
         while more or waiting:
-            # A batch takes up to twice its bytes, at least for as long as it is opened.
-            while more and (
-                not waiting or (held + 2 * batch_bytes <= memory_bytes and len(waiting) < 3 * workers)
-            ):
+            while more and (not waiting or (held + most <= memory_bytes and len(waiting) < workers + ahead)):
                 batch = next(batches, None)
                 if batch is None:
                     more = False
                     break
-                held += 2 * batch.bytes
+                held += batch.cost
                 waiting.append(batch)
                 pool.submit(lambda batch=batch: _bring(repository, batch, hooks), _NEVER)  # type: ignore[misc]
             if not waiting:
@@ -120,81 +132,134 @@ def read_frames(
                     raise plain
                 else:
                     on_damage(frame, plain)
-            held -= 2 * batch.bytes
+            held -= batch.cost
     finally:
         pool.close()
 
 
-def _batches(frames: Iterable[Frame], most: Callable[[], int]) -> Iterator[_Batch]:
-    """The frames in order, `most()` plain bytes at a time."""
+def _batches(frames: Iterable[Frame], most: Callable[[], int], keeps: bool) -> Iterator[_Batch]:
+    """The frames in order, `most()` sealed bytes at a time."""
+
+    def made() -> _Batch:
+        return _Batch(batch, Flight(_NEVER), sealed + (plain if keeps else min(plain, 2 * GROUP)))
+
     batch: list[Frame] = []
-    size = 0
+    sealed = plain = 0
     for frame in frames:
-        if batch and size + frame.length > most():
-            yield _Batch(batch, Flight(_NEVER), size)
-            batch, size = [], 0
+        limit = most()
+        if batch and (sealed + frame.at.length > limit or plain + frame.length > INFLATED * limit):
+            yield made()
+            batch, sealed, plain = [], 0, 0
         batch.append(frame)
-        size += frame.length
+        sealed += frame.at.length
+        plain += frame.length
     if batch:
-        yield _Batch(batch, Flight(_NEVER), size)
+        yield made()
 
 
 def _bring(repository: Repository, batch: _Batch, hooks: Hooks) -> None:
     """On a worker: land the batch's flight."""
-    frames = batch.frames
     try:
-        found: list[bytes | DamagedError] = [b""] * len(frames)
-        for i, frame in enumerate(frames):
+        found = _Found(batch.frames, hooks)
+        for i, frame in enumerate(batch.frames):
             kept = hooks.at_hand(frame)
             if kept is not None and repository.keys.content_id(kept) == frame.content:
-                found[i] = kept
-        wanted = [i for i in range(len(frames)) if not found[i]]
-        for run in coalesce(wanted, lambda i: frames[i].at, longest=LONGEST):
+                found.add(i, kept)
+        wanted = [i for i in range(len(batch.frames)) if not found.has(i)]
+        for run in coalesce(wanted, lambda i: batch.frames[i].at, longest=LONGEST):
             hooks.before()
             began = time.monotonic()
-            _read(repository, run, frames, found)
+            data = _request(repository, run, batch.frames, found)
             hooks.took(time.monotonic() - began)
-        result: _Result = list(zip(frames, found, strict=True))
-        hooks.verified([(frame, plain) for frame, plain in result if isinstance(plain, bytes)])
-        batch.flight.land(result)
+            if data is not None:
+                _open(repository, run, data, found)
+        found.end()
+        batch.flight.land(found.result)
     except BaseException as error:
         batch.flight.crash(error)
 
 
-def _read(
-    repository: Repository, run: Run[int], frames: list[Frame], found: list[bytes | DamagedError]
-) -> None:
-    """Fill in what was `found` of the frames whose places in `frames` a run has."""
+class _Found:
+    """What came of a batch's frames; given to `verified` as soon as `GROUP` bytes in a row are there."""
+
+    def __init__(self, frames: list[Frame], hooks: Hooks) -> None:
+        self.frames = frames
+        self._hooks = hooks
+        self._found: list[bytes | DamagedError | None] = [None] * len(frames)
+        self._given = self._next = self._bytes = 0
+
+    def has(self, i: int) -> bool:
+        """Whether anything came of frame `i`."""
+        return self._found[i] is not None
+
+    def add(self, i: int, what: bytes | DamagedError) -> None:
+        """Frame `i`, or why there is none. Raises what `verified` does."""
+        self._found[i] = what
+        while self._next < len(self._found) and (there := self._found[self._next]) is not None:
+            self._next += 1
+            self._bytes += len(there) if isinstance(there, bytes) else 0
+        if self._bytes >= GROUP:
+            self.end()
+
+    def end(self) -> None:
+        """Give what was not given yet, up to the first that did not come."""
+        span = range(self._given, self._next)
+        sound = [(self.frames[i], each) for i in span if isinstance(each := self._found[i], bytes)]
+        self._given, self._bytes = self._next, 0
+        if sound:
+            self._hooks.verified(sound)
+            if not self._hooks.keeps:
+                self._found[span.start : span.stop] = [
+                    b"" if isinstance(each, bytes) else each for each in self._found[span.start : span.stop]
+                ]
+
+    @property
+    def result(self) -> _Result:
+        """Every frame with what came of it."""
+        return [
+            (frame, each) for frame, each in zip(self.frames, self._found, strict=True) if each is not None
+        ]
+
+
+def _request(repository: Repository, run: Run[int], frames: list[Frame], found: _Found) -> bytes | None:
+    """The bytes of a run; None when they don't come, and `found` knows what there is of its frames."""
     name = pack_name(run.pack)
     try:
         data = repository.store.read(name, run.offset, run.length)
         if len(data) != run.length:
             raise StoreUnreachableError(f"{len(data)} bytes of {name} came where {run.length} belong")
+        return data
     except BlobMissingError as error:
         for i in run.members:
-            found[i] = _damaged(frames[i], error)
-        return
+            found.add(i, _damaged(frames[i], error))
     except DamagedError as error:
         if len(run.members) == 1:
-            found[run.members[0]] = _damaged(frames[run.members[0]], error)
-            return
+            found.add(run.members[0], _damaged(frames[run.members[0]], error))
+            return None
         for i in run.members:  # some of them may be sound
             at = frames[i].at
-            _read(repository, Run(run.pack, at.offset, at.length, [i]), frames, found)
-        return
+            one = Run(run.pack, at.offset, at.length, [i])
+            data_of_one = _request(repository, one, frames, found)
+            if data_of_one is not None:
+                _open(repository, one, data_of_one, found)
+    return None
+
+
+def _open(repository: Repository, run: Run[int], data: bytes, found: _Found) -> None:
+    """Have `found` the frames of a run whose bytes came."""
     whole = memoryview(data)
     keys = repository.keys
     for i in run.members:
-        frame = frames[i]
+        frame = found.frames[i]
         begin = frame.at.offset - run.offset
         try:
             plain = open_frame(keys, frame.at, whole[begin : begin + frame.at.length], frame.length)
             if keys.content_id(plain) != frame.content:
                 raise DamagedError("they open, but not to the content that was backed up")
         except DamagedError as error:
-            found[i] = _damaged(frame, error)
+            found.add(i, _damaged(frame, error))
         else:
-            found[i] = plain
+            found.add(i, plain)
 
 
 def _damaged(frame: Frame, error: CloudMountError) -> DamagedError:

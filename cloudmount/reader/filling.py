@@ -200,6 +200,8 @@ class _Considerate(Hooks):
     """Requests that take a part of a second each, after those that somebody waits for; what they bring is
     given to `put` by the threads that opened it."""
 
+    keeps = False
+
     def __init__(
         self,
         stop: threading.Event,

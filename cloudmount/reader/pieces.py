@@ -26,6 +26,8 @@ class Pieces:
     def has(self, first: int, stop: int) -> bool:
         """Whether all pieces from `first` up to `stop` are in it."""
         bits = self._bits
+        if stop - first == 1:  # as nearly always
+            return bool(bits[first >> 3] >> (first & 7) & 1)
         if stop - first <= 64:
             return all(bits[n >> 3] >> (n & 7) & 1 for n in range(first, stop))
         return next(self.runs(first, stop, present=False), None) is None

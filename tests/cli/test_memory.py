@@ -1,4 +1,4 @@
-"""A backup's memory is bounded: 300 MB for disks of any size, whatever the speed of the store."""
+"""The memory of what moves data is bounded: 300 MB for disks of any size, whatever the speed of the store."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def test_a_disk_full_of_noise(console: Console, tmp_path: Path, bandwidth: list[
         for number in range(400):
             file.write(noise(number))
     assert peak(console, "backup", "--name", "m", str(disk), *bandwidth) < LIMIT
+    if not bandwidth:
+        assert peak(console, "hydrate", "m", "--to", str(tmp_path / "copies")) < LIMIT
 
 
 def test_a_disk_of_16_tib(console: Console, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -202,14 +203,14 @@ def test_an_interrupted_process_does_not_wait_for_a_silent_store() -> None:
         "stream = made.disk(noise(1 << 20))\n"
         "list(stream.present())\n"
         "store = FaultyStore(made.store, lambda op: Fault.STALL, stall=600)\n"
-        "threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
         "try:\n"
+        "    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
         "    list(read_frames(made.behind(store), stream))\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=30, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, timeout=100, capture_output=True, text=True
     )
     assert done.stdout == "interrupted\n"
 
@@ -228,3 +229,71 @@ def test_the_damage_of_a_map_is_raised_whatever_is_asked() -> None:
 def test_the_defaults_stay_within_a_hundred_megabytes() -> None:
     assert bulk.MEMORY <= 100 << 20
     assert 2 * bulk.BATCH * 2 <= bulk.MEMORY
+
+
+class Taking(bulk.Hooks):
+    """Notes what it is given."""
+
+    def __init__(self, keeps: bool, batch: int) -> None:
+        self.keeps, self._batch = keeps, batch  # type: ignore[misc]
+        self.given: dict[int, bytes] = {}
+        self.groups: list[list[int]] = []
+        self._mutex = threading.Lock()
+
+    def batch_bytes(self) -> int:
+        return self._batch
+
+    def verified(self, frames: Sequence[tuple[Frame, bytes]]) -> None:
+        with self._mutex:
+            self.groups.append([frame.number for frame, _ in frames])
+            for frame, plain in frames:
+                assert frame.number not in self.given
+                self.given[frame.number] = plain
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.randoms(), st.booleans(), st.integers(1, 1 << 20), st.integers(1, 1 << 20))
+def test_what_is_given_on_is_every_frame_once(
+    rng: random.Random, keeps: bool, group: int, batch: int
+) -> None:
+    made = StoredRepository()
+    order = list(range(-(-SIZE // FRAME)))
+    if rng.random() < 0.5:
+        rng.shuffle(order)
+    stream = made.disk(CONTENT, order=order, pack_bytes=1 << 20)
+    stored = [n for n in range(stream.frames) if stream.locate(n) is not None]
+    assert isinstance(made.store, MemoryStore)
+    spoilt = rng.sample(stored, 2) if rng.random() < 0.5 else []
+    for n in spoilt:
+        at = stream.locate(n)
+        assert at is not None
+        spoil(made.store, f"packs/{at.pack.hex()[:2]}/{at.pack.hex()}", at.offset + at.length // 2)
+    hooks, damage = Taking(keeps, batch), list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "GROUP", group)
+        told = read_frames(
+            made.repository, stream, hooks=hooks, on_damage=lambda frame, _: damage.append(frame.number)
+        )
+        found = list(told)
+    sound = [n for n in stored if n not in spoilt]
+    assert sorted(damage) == sorted(spoilt) and [frame.number for frame, _ in found] == sound
+    assert sorted(hooks.given) == sound and all(g == sorted(g) for g in hooks.groups)
+    for frame, plain in found:
+        assert plain == (hooks.given[frame.number] if keeps else b"")
+        at = frame.number * FRAME
+        assert hooks.given[frame.number] == CONTENT[at : at + frame.length]
+
+
+def test_batches_are_counted_as_they_come_down() -> None:
+    made = StoredRepository()
+    half = b"".join(noise(FRAME // 2, seed=n) + bytes(FRAME // 2) for n in range(1024))
+    stream = made.disk(half, pack_bytes=64 << 20)
+    store = CountingStore(made.store)
+    found = list(read_frames(made.behind(store), stream, hooks=Taking(False, 1 << 20)))
+    sealed = sum(frame.at.length for frame, _ in found)
+    assert store.snapshot().read <= -(-sealed // (1 << 20)) + 2
+    tight = b"".join(bytes([n % 255 + 1]) * FRAME for n in range(1024))
+    stream = made.disk(tight, pack_bytes=64 << 20)
+    hooks = Taking(True, 64 << 10)
+    assert len(list(read_frames(made.repository, stream, hooks=hooks))) == 1024
+    assert max(map(len, hooks.groups)) * FRAME <= bulk.INFLATED * (64 << 10)
