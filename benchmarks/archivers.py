@@ -80,7 +80,13 @@ class Cloudmount(Archiver):
             run([self._program, "init", "--json", "--quiet"], env=self.environ)
         else:
             script = Path(__file__).with_name("init_repository.py")
-            command = [sys.executable, script, self.repository, "--frame-kib", str(self._frame_kib)]
+            command: list[str | Path] = [
+                sys.executable,
+                script,
+                self.repository,
+                "--frame-kib",
+                str(self._frame_kib),
+            ]
             run(command, env=self.environ)
 
     def backup(self, image: Path, note: Path) -> Run:

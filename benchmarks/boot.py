@@ -182,8 +182,8 @@ def report(boots: dict[str, list[Boot]], versions: dict[str, str], image: Path) 
         )
     if local:
         size = image.stat().st_size
-        seconds = local + size * 8 / DOWN_MBIT / 1e6
-        row = ["download, then boot (computed)", "", f"{seconds:.1f} s", "", f"{seconds / local:.2f}"]
+        computed = local + size * 8 / DOWN_MBIT / 1e6
+        row = ["download, then boot (computed)", "", f"{computed:.1f} s", "", f"{computed / local:.2f}"]
         rows.append([*row, f"{size / 1e6:.1f} MB", "", "", ""])
     aims = [["aim", "asked", "measured", "met"]]
     for aim in verdict(boots):

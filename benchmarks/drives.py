@@ -162,7 +162,13 @@ class Cloudmount(Way):
             run([self.program, "init", "--json", "--quiet"], env=environ)
         else:
             script = Path(__file__).with_name("init_repository.py")
-            command = [sys.executable, script, self.repository, "--frame-kib", str(self._frame_kib)]
+            command: list[str | Path] = [
+                sys.executable,
+                script,
+                self.repository,
+                "--frame-kib",
+                str(self._frame_kib),
+            ]
             run(command, env=environ)
 
     def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
@@ -182,7 +188,7 @@ class Cloudmount(Way):
 
     def copied(self, folder: Path) -> tuple[Run, Path]:
         """The whole disk in the empty folder `folder`, measured, caches too; where it lies then."""
-        command = [self._program, "hydrate", "server", "--to", folder / "copies"]
+        command: list[str | Path] = [self.program, "hydrate", "server", "--to", folder / "copies"]
         return run(command, env=self.environ(folder)), next(folder.glob("copies/server/*/*.vhdx"))
 
     def _end(self) -> None:
@@ -290,7 +296,7 @@ class Rclone(Way):
 
     def copied(self, folder: Path) -> tuple[Run, Path]:
         """The whole disk in the empty folder `folder`, measured; where it lies then."""
-        command = [self._program, "copy", f":azureblob:{PLAIN}/{self.image.name}", folder]
+        command: list[str | Path] = [self._program, "copy", f":azureblob:{PLAIN}/{self.image.name}", folder]
         return run(command, env=self._environ(folder)), folder / self.image.name
 
     @contextlib.contextmanager
@@ -367,7 +373,7 @@ class Restic(Way):
 
     def copied(self, folder: Path) -> tuple[Run, Path]:
         """The whole disk in the empty folder `folder`, measured, caches too; where it lies then."""
-        command = [self._program, "restore", "latest", "--target", folder]
+        command: list[str | Path] = [self._program, "restore", "latest", "--target", folder]
         return run(command, env=self._environ(folder)), folder / self.image.relative_to("/")
 
     @contextlib.contextmanager

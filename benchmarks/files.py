@@ -126,7 +126,7 @@ class Commands(Reader, Opened):
         return [entry["name"] for entry in json.loads(done.output)]
 
     def copy(self, to: Path) -> None:
-        command = [self._cloudmount.program, "cp", f"{self._path}/{QBW}", to, "--only"]
+        command: list[str | Path] = [self._cloudmount.program, "cp", f"{self._path}/{QBW}", to, "--only"]
         run(command, env=self._environ)
 
 

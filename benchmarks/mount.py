@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
@@ -84,10 +85,10 @@ class Bench:
         """How each is opened, and of how many bytes."""
         found: dict[str, tuple[Opened, int]] = {}
         for driver in ("refuse", "native"):
-            found[driver] = (lambda d=driver: self._mounted(d), HOT)
-            found[f"{driver} opening"] = (lambda d=driver: self._mounted(d), SIZE)
-            found[f"{driver} fetching"] = (lambda d=driver: self._mounted(d, "--cache-size", "0"), SIZE)
-            found[f"{driver} copy"] = (lambda d=driver: self._copy(d, late=True), SIZE)
+            found[driver] = (partial(self._mounted, driver), HOT)
+            found[f"{driver} opening"] = (partial(self._mounted, driver), SIZE)
+            found[f"{driver} fetching"] = (partial(self._mounted, driver, "--cache-size", "0"), SIZE)
+            found[f"{driver} copy"] = (partial(self._copy, driver, late=True), SIZE)
         found["pass-through"] = (lambda: self._copy("native"), SIZE)
         found["rclone"] = (self._rclone, SIZE)
         found["local"] = (lambda: contextlib.nullcontext(self.image), SIZE)

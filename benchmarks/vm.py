@@ -63,7 +63,7 @@ def boot(
     run([*create, "-F", disk.format, overlay])
     with errors.open("wb") as said:
         machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-    is_ready = False
+    is_ready, text = False, ""
     try:
         while time.monotonic() - began < limit:
             ended = machine.poll() is not None  # asked before what it said is read
