@@ -2,7 +2,7 @@
 """How soon one deleted file is back out of a server's disk in Azure, CloudMount beside other ways.
 
     make bench      (or: .venv/bin/python benchmarks/files.py [--repeat 3] [--only NAME,...] [--json])
-                    --fragmented: of a volume where the file lies in 640 pieces
+                    --fragmented: of a volume where the file lies in some 600 pieces
 
 Decided here and only here: what is measured. The volume of volume.py lies in an Azurite, whole or in a
 repository, behind the line of boot.py (100 Mbit/s down, 20 up, 40 ms). By each way, with empty caches: the
@@ -259,7 +259,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="repetitions (default 3)")
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--work", type=Path, help="make the temporary folder here (needs 15 GB)")
-    parser.add_argument("--fragmented", action="store_true", help="the file lies in 640 pieces")
+    parser.add_argument("--fragmented", action="store_true", help="the file lies in some 600 pieces")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     given = parser.parse_args()
     end_cleanly()

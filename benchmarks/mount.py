@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -33,7 +34,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
@@ -85,10 +85,13 @@ class Bench:
         """How each is opened, and of how many bytes."""
         found: dict[str, tuple[Opened, int]] = {}
         for driver in ("refuse", "native"):
-            found[driver] = (partial(self._mounted, driver), HOT)
-            found[f"{driver} opening"] = (partial(self._mounted, driver), SIZE)
-            found[f"{driver} fetching"] = (partial(self._mounted, driver, "--cache-size", "0"), SIZE)
-            found[f"{driver} copy"] = (partial(self._copy, driver, late=True), SIZE)
+            found[driver] = (functools.partial(self._mounted, driver), HOT)
+            found[f"{driver} opening"] = (functools.partial(self._mounted, driver), SIZE)
+            found[f"{driver} fetching"] = (
+                functools.partial(self._mounted, driver, "--cache-size", "0"),
+                SIZE,
+            )
+            found[f"{driver} copy"] = (functools.partial(self._copy, driver, late=True), SIZE)
         found["pass-through"] = (lambda: self._copy("native"), SIZE)
         found["rclone"] = (self._rclone, SIZE)
         found["local"] = (lambda: contextlib.nullcontext(self.image), SIZE)

@@ -75,7 +75,7 @@ class Prefetch:
         self._requests: Iterator[Request] = iter(())
         self._began, self._brought = 0.0, 0
         self._under_way: list[int] = []
-        self._change = threading.Condition()
+        self._turn, self._change = threading.Lock(), threading.Condition()
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -97,7 +97,7 @@ class Prefetch:
 
     def _run(self) -> None:
         while self._may():
-            with self._change:
+            with self._turn:  # one after another: what comes first is asked for first
                 try:
                     request = next(self._requests, None)
                 except (CloudMountError, ValueError):
@@ -113,12 +113,13 @@ class Prefetch:
                     self._done(request.bytes)
 
     def _take(self, bytes: int) -> None:
-        """Wait until there is room on the line; the lock is held."""
-        while self._under_way and sum(self._under_way) + bytes > self._room():
-            self._change.wait()
-        if not self._began:
-            self._began = time.monotonic()
-        self._under_way.append(bytes)
+        """Wait until there is room on the line."""
+        with self._change:
+            while self._under_way and sum(self._under_way) + bytes > self._room():
+                self._change.wait()
+            if not self._began:
+                self._began = time.monotonic()
+            self._under_way.append(bytes)
 
     def _room(self) -> float:
         seconds = time.monotonic() - self._began

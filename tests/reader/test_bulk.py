@@ -203,14 +203,14 @@ def test_an_interrupted_process_does_not_wait_for_a_silent_store() -> None:
         "stream = made.disk(noise(1 << 20))\n"
         "list(stream.present())\n"
         "store = FaultyStore(made.store, lambda op: Fault.STALL, stall=600)\n"
-        "threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
         "try:\n"
+        "    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()\n"
         "    list(read_frames(made.behind(store), stream))\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=30, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, timeout=100, capture_output=True, text=True
     )
     assert done.stdout == "interrupted\n"
 
