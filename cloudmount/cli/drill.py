@@ -79,7 +79,10 @@ def command(common: Common, from_kit: bool, ready: str | None, timeout: float, m
     name = f"{facts.machine}/{facts.snapshot}"
     if not value["ok"]:
         out.result(value, f"The report is {report.html}")
-        raise CloudMountError(f"{name}: {facts.result} (stage {facts.stage!r}): {facts.why}")
+        hint = ""
+        if facts.result == "not proved" and not facts.evidence and ready is None:
+            hint = "; --ready says by which words on its serial line it is known"
+        raise CloudMountError(f"{name}: {facts.result} (stage {facts.stage!r}): {facts.why}{hint}")
     after = "" if facts.ready_ms is None else f" after {seconds_text(facts.ready_ms / 1000)}"
     lines = [
         f"{name} is proved: it was up{after}; {size_text(facts.fetched_bytes)} were fetched in "
