@@ -39,8 +39,8 @@ from cloudmount.boot.accelerator import Trial
 from tests.wanlink import WanLink
 
 RTT, DOWN_MBIT, UP_MBIT = 0.04, 100, 20
-AIM = 1.5
-"""Times the local boot that CloudMount's may take."""
+FIRST_AIM, KNOWN_AIM = 1.35, 1.1
+"""Times the local boot that CloudMount's may take: the first one, and one whose reads are known."""
 DAYS, SHARE = 60, 0.01
 
 WAYS: dict[str, Callable[[Path], Way]] = {
@@ -152,12 +152,18 @@ def middle(boots: Sequence[Boot]) -> Boot:
 
 
 def verdict(boots: dict[str, list[Boot]]) -> list[dict[str, Any]]:
-    """Whether CloudMount's boots take at most AIM times the local one."""
+    """Whether CloudMount's boots take no more times the local one than is asked of them; aged ones are held
+    against fresh ones."""
     if not boots.get("local"):
         return []
     local = middle(boots["local"]).boot_seconds
-    ratios = {name: middle(b).boot_seconds / local for name, b in boots.items() if "cloudmount" in name}
-    return [{"way": name, "ratio": round(r, 2), "met": r <= AIM} for name, r in ratios.items()]
+    found = []
+    for name, several in boots.items():
+        if "cloudmount" in name and "days" not in name:
+            ratio = middle(several).boot_seconds / local
+            aim = KNOWN_AIM if "," in name else FIRST_AIM
+            found.append({"way": name, "aim": aim, "ratio": round(ratio, 2), "met": ratio <= aim})
+    return found
 
 
 def report(boots: dict[str, list[Boot]], versions: dict[str, str], image: Path) -> str:
@@ -187,7 +193,9 @@ def report(boots: dict[str, list[Boot]], versions: dict[str, str], image: Path) 
         rows.append([*row, f"{size / 1e6:.1f} MB", "", "", ""])
     aims = [["aim", "asked", "measured", "met"]]
     for aim in verdict(boots):
-        aims.append([aim["way"], f"{AIM} x local", f"{aim['ratio']:.2f} x", "yes" if aim["met"] else "NO"])
+        aims.append(
+            [aim["way"], f"{aim['aim']} x local", f"{aim['ratio']:.2f} x", "yes" if aim["met"] else "NO"]
+        )
     return "\n\n".join([table(rows), table(aims)])
 
 
@@ -201,6 +209,7 @@ def chosen(given: argparse.Namespace, image: Path) -> list[Way]:
     if given.aged:
         sizes = [None, *given.frames]
         ways += [drives.Aged(image, given.days, given.share / 100, kib) for kib in sizes]
+        ways.append(drives.AgedDrilled(image, given.days, given.share / 100))
     return ways
 
 

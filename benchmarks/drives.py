@@ -172,9 +172,9 @@ class Cloudmount(Way):
             run(command, env=environ)
 
     def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
-        return {"backup seconds": self._backup(environ, self.image)}
+        return {"backup seconds": self.backup(environ, self.image)}
 
-    def _backup(self, environ: dict[str, str], image: Path) -> float:
+    def backup(self, environ: dict[str, str], image: Path) -> float:
         return run([self.program, "backup", "--name", "server", image], env=environ).seconds
 
     @contextlib.contextmanager
@@ -203,17 +203,21 @@ class Cloudmount(Way):
     def back_up(self, work: Path) -> None:
         """Once more."""
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            self._backup(self.environ(Path(folder)), self.image)
+            self.backup(self.environ(Path(folder)), self.image)
 
-    def leave_boot_pack(self, folder: Path) -> None:
-        """As a drill does, of the newest trace."""
+    def leave_boot_pack(self, folder: Path, *, of_the_oldest: bool = False) -> None:
+        """As a drill of the newest snapshot does, or did of the oldest, of the newest trace."""
         repository = open_repository(
             self.repository, PASSWORD, environ=self.environ(folder), tell=print, cached=False
         )
         with repository.store:
             tag = repository.keys.tag("server")
             trace = read_trace(repository, next(repository.store.list(traces_of(tag), limit=1)))
-            if leave_boot_pack(repository, repository.latest("server"), trace, tell=print) is None:
+            snapshot = repository.latest("server")
+            if of_the_oldest:
+                listed = repository.listed(tag)
+                snapshot = repository.load(listed[min(listed, key=lambda key: key.sequence)])
+            if leave_boot_pack(repository, snapshot, trace, tell=print) is None:
                 raise BenchmarkError("no boot pack was left")
 
 
@@ -228,7 +232,7 @@ class Learned(Cloudmount):
         self.repository += "-learned"
 
     def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
-        seconds = self._backup(environ, self.image)
+        seconds = self.backup(environ, self.image)
         with tempfile.TemporaryDirectory(dir=work) as folder, self.opened(Path(folder)) as disk:
             boot(disk, Path(folder), 600, self.failed, lambda: None)
         return {"backup seconds": seconds}
@@ -259,13 +263,37 @@ class Aged(Cloudmount):
         self._days, self._share = days, share
 
     def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
-        seconds = 0.0
-        with Ageing(self.image, work, self._days, self._share) as ageing:
-            for day in ageing.run():
-                seconds = self._backup(environ, ageing.disk)
-                if day % 10 == 0:
-                    print(f"boot: {self.name}: day {day}, {seconds:.1f} s", file=sys.stderr)
-        return {"last backup seconds": seconds}
+        return _aged(self, environ, work, self._days, self._share)
+
+
+class AgedDrilled(Learned):
+    """CloudMount after those days, with the boot pack of a drill that was before them: its frames are those
+    of the first day, whatever changed since."""
+
+    def __init__(self, image: Path, days: int, share: float) -> None:
+        super().__init__(image)
+        self.name = f"cloudmount, a drill {days} days ago"
+        self.repository += "-aged"
+        self._days, self._share = days, share
+
+    def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
+        told = _aged(self, environ, work, self._days, self._share)
+        with tempfile.TemporaryDirectory(dir=work) as folder, self.opened(Path(folder)) as disk:
+            boot(disk, Path(folder), 600, self.failed, lambda: None)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            self.leave_boot_pack(Path(folder), of_the_oldest=True)
+        return told
+
+
+def _aged(way: Cloudmount, environ: dict[str, str], work: Path, days: int, share: float) -> dict[str, float]:
+    """The backups of these days; how long the last one took."""
+    seconds = 0.0
+    with Ageing(way.image, work, days, share) as ageing:
+        for day in ageing.run():
+            seconds = way.backup(environ, ageing.disk)
+            if day % 10 == 0:
+                print(f"boot: {way.name}: day {day}, {seconds:.1f} s", file=sys.stderr)
+    return {"last backup seconds": seconds}
 
 
 class Rclone(Way):
