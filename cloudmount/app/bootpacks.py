@@ -83,6 +83,7 @@ def _leave(
         size=stream.size,
         frame_bytes=stream.frame_bytes,
         frames=sources,
+        find=repository.dictionaries.get,
     )
     repository.store.create(name, data, tier="hot")
     return LeftBootPack(name, len(sources), len(data))
@@ -131,7 +132,7 @@ def _sealed(repository: Repository, frames: list[Frame], cache: SealedCache | No
     found: dict[int, bytes] = {}
 
     def take(frame: Frame, sealed: bytes) -> None:
-        plain = open_frame(repository.keys, frame.at, sealed, frame.length)
+        plain = open_frame(repository.keys, frame.at, sealed, frame.length, repository.dictionaries.get)
         if repository.keys.content_id(plain) == frame.content:
             found[frame.number] = sealed
 

@@ -167,6 +167,12 @@ class _Check:
         self._traces_and_proofs()
         trust = look(self.repository, self.recorded)
         snapshots = self._open(infos)
+        named = {id for _, snapshot in snapshots for id in snapshot.dictionaries}
+        for spot, counts in self.repository.dictionaries.damaged(named):
+            if counts:
+                self.findings.add("", spot)
+            else:
+                self.notices.append(f"{spot.path}: {spot.why}; no snapshot needs it yet")
         references = References(self.percent or 0.0, self.seed)
         pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="check")
         try:

@@ -103,6 +103,7 @@ class DiskBackup:
             disk.close()
             return
         stream = old[1] if old is not None else None
+        job.pipeline.dictionary = job.training.before(disk.source)
         keys, geometry = job.repository.keys, job.repository.geometry
         sink = _DiskSink(keys, geometry, job.maps, job.trust, disk.source.size, stream)
         try:

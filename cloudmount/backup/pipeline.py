@@ -22,7 +22,7 @@ from cloudmount.errors import CloudMountError, UnreadableInputError
 from cloudmount.extents import BlockSource
 from cloudmount.repo.config import Geometry
 from cloudmount.repo.locations import Location
-from cloudmount.repo.payload import decode_frame, encode_frame
+from cloudmount.repo.payload import Dictionary, decode_frame, encode_frame
 
 _FEW_ZEROS = bytes(64)
 BATCH_BYTES = 1 << 20
@@ -62,6 +62,12 @@ class Sink(Protocol):
         """The source could not be read; nothing more of this stream follows."""
 
 
+def _only(dictionary: Dictionary | None, id: int) -> Dictionary:
+    if dictionary is None or dictionary.id != id:
+        raise CloudMountError("what was compressed names another dictionary: faulty memory?")
+    return dictionary
+
+
 class Pipeline:
     """Stores the frames of one stream after another."""
 
@@ -71,6 +77,8 @@ class Pipeline:
         self._keys, self._frame = keys, geometry.frame
         self._uploader, self._progress = uploader, progress
         self._zeros = bytes(geometry.frame)
+        self.dictionary: Dictionary | None = None
+        """What frames read from now on are compressed with."""
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="frames")
         self._queue: deque[tuple[Future[list[Taken]], Sink] | Callable[[], None]] = deque()
         self._ahead = 0
@@ -183,11 +191,14 @@ class Pipeline:
             taken.append(Taken(n, content, at, payload, len(plain), moment))
         return taken
 
-    @staticmethod
-    def _encode(data: bytes, begin: int, plain: memoryview) -> bytes | memoryview:
+    def _encode(self, data: bytes, begin: int, plain: memoryview) -> bytes | memoryview:
         """The payload of `plain`, which lies in `data` from `begin` on."""
-        payload = encode_frame(plain)
-        if payload is not plain and not data.startswith(decode_frame(bytes(payload), len(plain)), begin):
+        dictionary = self.dictionary
+        payload = encode_frame(plain, dictionary)
+        if payload is plain:
+            return payload
+        again = decode_frame(bytes(payload), len(plain), functools.partial(_only, dictionary))
+        if not data.startswith(again, begin):
             raise CloudMountError("what was compressed does not inflate to itself: faulty memory?")
         return payload
 

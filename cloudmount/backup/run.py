@@ -22,6 +22,7 @@ from cloudmount.backup.files import FileBackup
 from cloudmount.backup.pipeline import Pipeline
 from cloudmount.backup.progress import BackupProgress
 from cloudmount.backup.sources import Sources
+from cloudmount.backup.training import WORTH_BYTES, Training
 from cloudmount.backup.uploader import Uploader
 from cloudmount.errors import BlobMissingError, CloudMountError, DamagedError
 from cloudmount.memory import for_moving
@@ -32,7 +33,7 @@ from cloudmount.repo.names import INDEX, SnapshotKey, iso_time
 from cloudmount.repo.packs import INDEX_LIMIT, open_index
 from cloudmount.repo.partwriter import PartWriter
 from cloudmount.repo.repository import Repository
-from cloudmount.repo.snapshots import Section, Snapshot, StreamRoot, open_snapshot, seal_snapshot
+from cloudmount.repo.snapshots import Section, Snapshot, open_snapshot, seal_snapshot
 from cloudmount.repo.streams import MapCache
 from cloudmount.repo.trust import Trust, look
 
@@ -55,6 +56,8 @@ class BackupOptions:
     """The highest sequence number this client has seen of the machine."""
     hardware: Mapping[str, Any] | None = None
     """What the machine is beside its disks, kept in the summary."""
+    worth_bytes: int = WORTH_BYTES
+    """Compressible bytes of a disk from which on a dictionary is trained of it."""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,7 @@ class Job:
     maps: MapSet
     cache: MapCache
     pipeline: Pipeline
+    training: Training
     previous: Snapshot | None
     problems: list[tuple[str, str]] = field(default_factory=list)
     incomplete: bool = False
@@ -146,10 +150,11 @@ def run_backup(
         _load_index(repository, dedup)
         uploader = Uploader(repository, dedup, progress)
         pipeline = Pipeline(repository.keys, repository.geometry, uploader, progress)
+        training = Training(repository, uploader.create_now, options.worth_bytes, previous)
+        pipeline.dictionary = training.found
         maps = MapSet(repository.keys, uploader.send, min(repository.geometry.pack, MAP_BYTES))
-        job = Job(
-            repository, options, progress, trust, maps, MapCache(repository), pipeline, previous, problems
-        )
+        cache = MapCache(repository)
+        job = Job(repository, options, progress, trust, maps, cache, pipeline, training, previous, problems)
         listing = _listing(job)
         parts = PartWriter(repository.keys, repository.geometry, maps, trust, listing)
         files, disks = FileBackup(job, listing, parts), DiskBackup(job)
@@ -190,7 +195,10 @@ def run_backup(
         }
         if options.hardware is not None:
             summary["hardware"] = dict(options.hardware)
-        key = _commit(repository, uploader, tag, int(started), summary, roots, section, sections)
+        name, data, key = seal_snapshot(
+            repository.keys, tag, int(started), summary, roots, section, sections, training.needed
+        )
+        _commit(repository, uploader, name, data, sections)
         finished = True
     finally:
         if pipeline is not None:
@@ -203,20 +211,11 @@ def run_backup(
 
 
 def _commit(
-    repository: Repository,
-    uploader: Uploader,
-    tag: str,
-    time: int,
-    summary: dict[str, Any],
-    roots: Sequence[StreamRoot],
-    files: Section | None,
-    sections: Sequence[bytes],
-) -> SnapshotKey:
-    name, data, key = seal_snapshot(repository.keys, tag, time, summary, roots, files, sections)
+    repository: Repository, uploader: Uploader, name: str, data: bytes, sections: Sequence[bytes]
+) -> None:
     opened, reader = open_snapshot(repository.keys, name, data)
     for number, plain in enumerate(sections, 1):
         offset, length = opened.section_range(number)
         if reader.open(number, data[offset : offset + length]) != plain:
             raise CloudMountError(f"{name} does not open to what was sealed: faulty memory?")
     uploader.create_now(name, data)
-    return key

@@ -248,12 +248,13 @@ def _request(repository: Repository, run: Run[int], frames: list[Frame], found: 
 def _open(repository: Repository, run: Run[int], data: bytes, found: _Found) -> None:
     """Have `found` the frames of a run whose bytes came."""
     whole = memoryview(data)
-    keys = repository.keys
+    keys, find = repository.keys, repository.dictionaries.get
     for i in run.members:
         frame = found.frames[i]
         begin = frame.at.offset - run.offset
         try:
-            plain = open_frame(keys, frame.at, whole[begin : begin + frame.at.length], frame.length)
+            sealed = whole[begin : begin + frame.at.length]
+            plain = open_frame(keys, frame.at, sealed, frame.length, find)
             if keys.content_id(plain) != frame.content:
                 raise DamagedError("they open, but not to the content that was backed up")
         except DamagedError as error:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import cachetools
@@ -35,6 +36,7 @@ from cloudmount.reader.outage import Outage
 from cloudmount.reader.readahead import Pace, Readahead
 from cloudmount.reader.runs import Run, coalesce
 from cloudmount.reader.workers import Workers
+from cloudmount.repo.dictionaries import NotAtHandError
 from cloudmount.repo.frames import FrameMap
 from cloudmount.repo.locations import Location
 from cloudmount.repo.names import CONFIG, pack_name
@@ -266,7 +268,8 @@ class FrameReader:
     # Frames
 
     def cached(self, at: Location, length: int) -> bytes | None:
-        """A frame of `length` plain bytes from the disk cache; None when it isn't there, or is damaged."""
+        """A frame of `length` plain bytes from the disk cache; None when it isn't there, or is damaged, or
+        needs a dictionary that would have to be fetched: this asks no store."""
         if self.cache is None:
             return None
         key = cache_key(at)
@@ -274,7 +277,9 @@ class FrameReader:
         if sealed is None:
             return None
         try:
-            plain = open_frame(self.repository.keys, at, sealed, length)
+            plain = open_frame(self.repository.keys, at, sealed, length, self.repository.dictionaries.at_hand)
+        except NotAtHandError:
+            return None
         except DamagedError:
             self.cache.drop(key)
             return None
@@ -328,7 +333,7 @@ class FrameReader:
             try:
                 data = self._read(aside.name, run.offset, run.length, ends)
                 sealed = [_cut(data, at, run.offset) for _, at in run.members]
-                for error in self._land(members, sealed, readahead, spare=True):
+                for error in self._land(members, sealed, ends, readahead, spare=True):
                     aside.lose(error)
             except (BlobMissingError, DamagedError) as error:
                 aside.lose(error)
@@ -357,7 +362,7 @@ class FrameReader:
             self.pace.took(time.monotonic() - begun)
         else:
             self.pace.answered(time.monotonic() - begun)
-        self._land(run.members, [_cut(data, m.at, run.offset) for m in run.members], readahead)
+        self._land(run.members, [_cut(data, m.at, run.offset) for m in run.members], ends, readahead)
 
     def _read(self, name: str, offset: int, length: int, ends: float) -> bytes:
         """Bytes of an object, and whether the store is silent."""
@@ -377,10 +382,18 @@ class FrameReader:
         return data
 
     def _land(
-        self, members: Sequence[Member], sealed: Sequence[bytes], readahead: Readahead, *, spare: bool = False
+        self,
+        members: Sequence[Member],
+        sealed: Sequence[bytes],
+        ends: float,
+        readahead: Readahead,
+        *,
+        spare: bool = False,
     ) -> list[DamagedError]:
-        """Give the frames in `sealed` to those who wait, and to the disk cache. What does not open is its
-        flight's error, or, of a `spare` copy, told only."""
+        """Give the frames in `sealed` to those who wait, and to the disk cache; a dictionary that they need
+        is waited for until `ends`. What does not open is its flight's error, or, of a `spare` copy, told
+        only."""
+        find = partial(self.repository.dictionaries.get, deadline=ends)
         with self._lock:
             self._keeping += 1
             self._fetched.frames += len(members)
@@ -390,7 +403,7 @@ class FrameReader:
             wasted = 0
             for m, piece in zip(members, sealed, strict=True):
                 try:
-                    plain = open_frame(self.repository.keys, m.at, piece, m.length)
+                    plain = open_frame(self.repository.keys, m.at, piece, m.length, find)
                 except DamagedError as error:
                     wrong.append(error)
                     if not spare:

@@ -21,7 +21,7 @@ from cloudmount.repo.locations import Birth, Location
 from cloudmount.repo.names import BOOT_PACKS, boot_pack_prefix
 from cloudmount.repo.objects import SectionReader, id_of, seal_sections
 from cloudmount.repo.packs import open_frame
-from cloudmount.repo.payload import encode_payload
+from cloudmount.repo.payload import FindDictionary, encode_payload
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.structures import HEADER_BYTES, KIND_BOOT_PACK
 
@@ -71,10 +71,10 @@ class BootPack:
         """Plain bytes of a frame of the disk."""
         return min(self.frame_bytes, self.size - frame * self.frame_bytes)
 
-    def open(self, keys: Keyring, copy: Copy, sealed: bytes | memoryview) -> bytes:
+    def open(self, keys: Keyring, copy: Copy, sealed: bytes | memoryview, find: FindDictionary) -> bytes:
         """A frame's plain bytes; `DamagedError` unless they are those that its content id names."""
         at = Location(self.id, copy.offset, copy.length, copy.birth, copy.number)
-        plain = open_frame(keys, at, sealed, self.plain_length(copy.frame))
+        plain = open_frame(keys, at, sealed, self.plain_length(copy.frame), find)
         if keys.content_id(plain) != copy.content:
             raise DamagedError("a frame is not the one that its content id names")
         return plain
@@ -99,6 +99,7 @@ def seal_boot_pack(
     size: int,
     frame_bytes: int,
     frames: Sequence[Source],
+    find: FindDictionary,
 ) -> tuple[str, bytes]:
     """A boot pack of the machine with this tag: its name and bytes. Everything is opened again from the bytes
     to be sent; `CloudMountError` when something does not open."""
@@ -121,7 +122,7 @@ def seal_boot_pack(
         made = open_boot_pack(keys, name, len(data), data)
         view = memoryview(data)
         for copy in made.copies:
-            made.open(keys, copy, view[copy.offset : copy.offset + copy.length])
+            made.open(keys, copy, view[copy.offset : copy.offset + copy.length], find)
     except DamagedError as error:
         raise CloudMountError(
             f"{name}: what was just put together does not open ({error}): this machine's memory may be "
@@ -203,7 +204,8 @@ def _prove(repository: Repository, pack: BootPack) -> None:
         data = memoryview(repository.store.read(pack.name, first, end - first))
         for copy in pack.copies[begin:stop]:
             try:
-                pack.open(repository.keys, copy, data[copy.offset - first :][: copy.length])
+                sealed = data[copy.offset - first :][: copy.length]
+                pack.open(repository.keys, copy, sealed, repository.dictionaries.get)
             except DamagedError as error:
                 raise DamagedError(
                     f"{pack.name}: the {copy.length} bytes at {copy.offset}: {error}"

@@ -34,6 +34,9 @@ from cloudmount.repo.structures import BLOCK_BYTES, FORMAT_VERSION, SUITE
 
 CONFIG_LIMIT = 64 << 10
 TIERS = ("hot", "cool", "cold")
+DICTIONARIES = "dictionaries"
+FEATURES = (DICTIONARIES,)
+"""What a config may say that a program must know (FORMAT.md section 4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Geometry:
     pack: int = 32 << 20
     segment: int = 1 << 30
     page: int = 4 << 40
+    dictionary: int = 96 << 10
+    """Bytes of a dictionary object; 0 where frames are compressed without."""
 
     def __post_init__(self) -> None:
         ok = (
@@ -56,6 +61,7 @@ class Geometry:
             and self.segment <= self.page <= 1 << 46
             and self.page % self.segment == 0
             and self.page % (32 << 20) == 0
+            and (self.dictionary == 0 or 1024 <= self.dictionary <= 1 << 20)
         )
         if not ok:
             raise DamagedError(f"the sizes of this repository make no sense: {asdict(self)}")
@@ -117,7 +123,7 @@ def create_config(
         "created": f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
         "suite": SUITE,
         "generation": 1,
-        "features": [],
+        "features": [DICTIONARIES] if geometry.dictionary else [],
         "tier": tier,
         **asdict(geometry),
         "epochs": [{"epoch": 0, "salt": salt.hex(), "key": keys.wrap_epoch(0, salt).hex()}],
@@ -148,10 +154,9 @@ def _open(data: bytes, text: str) -> Config:
                 f"this repository has format version {value['cloudmount']}, cipher suite {value['suite']}; "
                 f"this program knows version {FORMAT_VERSION}, suite {SUITE}: use the program that made it"
             )
-        if value["features"]:
-            raise CloudMountError(
-                f"this repository needs features that this program lacks: {value['features']}"
-            )
+        lacking = [name for name in value["features"] if name not in FEATURES]
+        if lacking:
+            raise CloudMountError(f"this repository needs features that this program lacks: {lacking}")
         master = open_slots(value["slots"], text)
         epochs = {
             e["epoch"]: unwrap_epoch(master, e["epoch"], bytes.fromhex(e["salt"]), bytes.fromhex(e["key"]))
@@ -160,7 +165,9 @@ def _open(data: bytes, text: str) -> Config:
         keys = Keyring(master, epochs)
         if rest or not hmac.compare_digest(keys.config_mac(line).hex().encode(), mac):
             raise DamagedError("the config's MAC is wrong: some byte of it was altered")
-        geometry = Geometry(*(value[k] for k in ("frame", "pack", "segment", "page")))
+        dictionary = value["dictionary"] if DICTIONARIES in value["features"] else 0
+        frame, pack, segment, page = (value[k] for k in ("frame", "pack", "segment", "page"))
+        geometry = Geometry(frame, pack, segment, page, dictionary)
         return Config(value["repo_id"], geometry, value["tier"], value["created"], keys)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"the config can't be read: {error!r}") from None

@@ -168,6 +168,7 @@ class DataCheck:
     ) -> None:
         """`pool` reads; `read` is called, on any thread, with frames and bytes read since the last call."""
         self._store, self._keys = repository.store, repository.keys
+        self._find = repository.dictionaries.get
         self._frame = repository.geometry.frame
         self._damage, self._findings = damage, findings
         self._read, self._pool = read, pool
@@ -224,7 +225,7 @@ class DataCheck:
         return tail
 
     def _prove(self, r: Reference, sealed: bytes | memoryview) -> None:
-        if self._keys.content_id(open_frame(self._keys, r.at, sealed, r.length)) != r.content:
+        if self._keys.content_id(open_frame(self._keys, r.at, sealed, r.length, self._find)) != r.content:
             raise DamagedError("a frame opens, but its content id is another's")
 
     def _prove_any(self, at: Location, content: bytes, sealed: bytes | memoryview) -> None:
@@ -232,7 +233,7 @@ class DataCheck:
         payload = open_seal(self._keys, at, sealed)
         if self._keys.content_id(payload) == content:
             return
-        if self._keys.content_id(inflate_frame(payload, self._frame)) != content:
+        if self._keys.content_id(inflate_frame(payload, self._frame, self._find)) != content:
             raise DamagedError("a frame opens, but its content id is another's")
 
     def _bad_frame(self, at: Location, why: str) -> None:

@@ -14,6 +14,7 @@ CONFIG, CONFIG_COPY = "config", "config.copy"
 PACKS, MAPS, INDEX, SNAPSHOTS, DAMAGE = "packs/", "maps/", "index/", "snapshots/", "damage/"
 TRACES, PROOFS = "traces/", "proofs/"
 BOOT_PACKS = "boot/"
+DICTIONARIES, COPY = "dictionaries/", ".copy"
 _MAX_SEQUENCE, _MAX_TIME = 2**64 - 1, 2**40 - 1
 _MAX_GENERATION = 2**32 - 1
 _KEY = "([0-9a-f]{16})-([0-9a-f]{10})-([0-9a-f]{32})"
@@ -34,6 +35,18 @@ def pack_id(name: str) -> bytes | None:
     """The id in a pack's name; None when it is no pack's name."""
     match = re.fullmatch(r"packs/([0-9a-f]{2})/(\1[0-9a-f]{30})", name)
     return bytes.fromhex(match[2]) if match else None
+
+
+def dictionary_names(id: int) -> tuple[str, str]:
+    """The object names of the dictionary with this zstd id, and of its copy."""
+    name = f"{DICTIONARIES}{id:08x}"
+    return name, name + COPY
+
+
+def dictionary_id(name: str) -> int | None:
+    """The zstd id in the name of a dictionary, or of its copy; None when it is no such name."""
+    match = re.fullmatch(r"dictionaries/([0-7][0-9a-f]{7})(\.copy)?", name)
+    return int(match[1], 16) if match else None
 
 
 def traces_of(tag: str) -> str:

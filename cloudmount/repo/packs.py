@@ -22,7 +22,7 @@ from cloudmount.repo.objects import (
     seal_single,
     seal_table,
 )
-from cloudmount.repo.payload import decode_frame
+from cloudmount.repo.payload import FindDictionary, decode_frame
 from cloudmount.repo.structures import HEADER_BYTES, KIND_INDEX, KIND_PACK, BirthRow, IndexHeader, PackRow
 
 
@@ -200,9 +200,12 @@ def open_seal(keys: Keyring, at: Location, sealed: bytes | memoryview) -> bytes:
     return keys.sealer(at.birth.epoch, at.birth.salt, "frame").open(at.number, sealed)
 
 
-def open_frame(keys: Keyring, at: Location, sealed: bytes | memoryview, plain_length: int) -> bytes:
-    """The plain bytes of a frame from its sealed ones; `DamagedError` when they are not those."""
-    return decode_frame(open_seal(keys, at, sealed), plain_length)
+def open_frame(
+    keys: Keyring, at: Location, sealed: bytes | memoryview, plain_length: int, find: FindDictionary
+) -> bytes:
+    """The plain bytes of a frame from its sealed ones; `DamagedError` when they are not those. What `find`
+    raises comes as it is."""
+    return decode_frame(open_seal(keys, at, sealed), plain_length, find)
 
 
 def seal_index(keys: Keyring, tables: Sequence[PackTable]) -> tuple[str, bytes]:

@@ -16,6 +16,7 @@ from cloudmount.crypto.keyring import ID_BYTES, Keyring
 from cloudmount.crypto.slots import KdfCost
 from cloudmount.errors import BlobMissingError, DamagedError, NotFoundError
 from cloudmount.repo.config import Config, Geometry, create_config, open_config
+from cloudmount.repo.dictionaries import Dictionaries
 from cloudmount.repo.loading import LoadingCache
 from cloudmount.repo.mapobjects import open_item
 from cloudmount.repo.names import SNAPSHOTS, SnapshotKey, map_name, parse_snapshot_name
@@ -28,6 +29,8 @@ from cloudmount.repo.structures import HEADER_BYTES, ITEM_PAGE, KIND_SNAPSHOT
 WHOLE_BYTES, HEAD_BYTES = 384 << 10, 96 << 10
 """Up to how many bytes a snapshot object is read whole, and how many of a larger one are read first
 (FORMAT.md section 10)."""
+NEWEST_BYTES = 512 << 10
+"""The same of a machine's newest, which is likely to be read: the page of a disk of 4 TiB is among them."""
 FIRST_NAMES = 100
 """How many names the listing asks for that looks for the newest snapshot."""
 
@@ -78,6 +81,7 @@ class Repository:
         self._heads: LoadingCache[str, tuple[Snapshot, SectionReader, bytes]] = LoadingCache(
             16 << 20, lambda opened: 2000 + 4 * len(opened[2])
         )
+        self.dictionaries = Dictionaries(self)
         self._told: set[str] = set()
 
     @classmethod
@@ -142,7 +146,7 @@ class Repository:
                 if key in skipped:
                     continue
                 try:
-                    return self.load(info), len(skipped)
+                    return self._open_head(info.name, info.size, NEWEST_BYTES)[0], len(skipped)
                 except (DamagedError, BlobMissingError) as error:
                     self.warn(f"{error}; the next newest snapshot is taken as latest")
                     skipped.add(key)
@@ -154,9 +158,11 @@ class Repository:
         """Open the snapshot whose object a listing told of. One request, when it isn't very large."""
         return self._open_head(info.name, info.size)[0]
 
-    def _open_head(self, name: str, size: int) -> tuple[Snapshot, SectionReader, bytes]:
+    def _open_head(
+        self, name: str, size: int, head_bytes: int = HEAD_BYTES
+    ) -> tuple[Snapshot, SectionReader, bytes]:
         def fetch() -> bytes:
-            head = self.store.read(name, 0, size if size <= WHOLE_BYTES else HEAD_BYTES)
+            head = self.store.read(name, 0, size if size <= WHOLE_BYTES else min(size, head_bytes))
             lead = SectionReader(self.keys, KIND_SNAPSHOT, name, head).lead
             missing = HEADER_BYTES + lead - len(head)
             if lead > METADATA_LIMIT or HEADER_BYTES + lead > size:

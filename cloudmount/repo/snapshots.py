@@ -63,6 +63,8 @@ class Snapshot:
     files: Section | None
     section_lengths: Sequence[int] = field(repr=False)
     lead: int
+    dictionaries: Sequence[int] = ()
+    """Ids of those that were there when it was written: its frames may need any of them."""
 
     @property
     def id(self) -> str:
@@ -149,8 +151,10 @@ def seal_snapshot(
     roots: Sequence[StreamRoot],
     files: Section | None,
     sections: Sequence[bytes],
+    dictionaries: Sequence[int] = (),
 ) -> tuple[str, bytes, SnapshotKey]:
-    """A snapshot object: its name, bytes and key. `sections` are the plain sections 1, 2, ..."""
+    """A snapshot object: its name, bytes and key. `sections` are the plain sections 1, 2, ...; its frames
+    need no other `dictionaries` than these."""
     first = canonical(summary)
     key = SnapshotKey(summary["sequence"], time, snapshot_id(keys, first))
     payloads = [encode_payload(s) for s in sections]
@@ -159,6 +163,7 @@ def seal_snapshot(
         "sections": [len(p) + SEAL_BYTES for p in payloads],
         "disks": [rows.root_to_json(root) for root in roots],
         "files": files,
+        "dictionaries": [f"{id:08x}" for id in dictionaries],
     }
     layout["maps"] = rows.to_json()
     head = len(first).to_bytes(4, "little") + first + canonical(layout)
@@ -188,9 +193,11 @@ def open_snapshot(keys: Keyring, name: str, data: bytes) -> tuple[Snapshot, Sect
         rows = MapRows(layout["maps"])
         roots = [rows.root(r) for r in layout["disks"]]
         lengths = [int(n) for n in layout["sections"]]
+        dictionaries = [int(id, 16) for id in layout.get("dictionaries", [])]
         if len(roots) != len(summary["disks"]) or min(lengths, default=0) < 0:
             raise DamagedError(f"{name}: its layout disagrees with its summary")
-        snapshot = Snapshot(name, tag, key, summary, roots, layout["files"], lengths, reader.lead)
+        files = layout["files"]
+        snapshot = Snapshot(name, tag, key, summary, roots, files, lengths, reader.lead, dictionaries)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{name} makes no sense: {error!r}") from None
     return snapshot, reader

@@ -18,7 +18,7 @@ BLOCK_BYTES = 2 << 20
 """The grain of presence: a page has one bit for each of these blocks of a stream."""
 
 KIND_PACK, KIND_MAP, KIND_INDEX, KIND_SNAPSHOT, KIND_DAMAGE = 1, 2, 3, 4, 5
-KIND_PROOF, KIND_TRACE, KIND_BOOT_PACK = 9, 10, 11
+KIND_PROOF, KIND_TRACE, KIND_BOOT_PACK, KIND_DICTIONARY = 9, 10, 11, 12
 # Reserved: 6 session, 7 plan, 8 deletion record.
 ITEM_LOCATIONS, ITEM_IDS, ITEM_PAGE, ITEM_DIGESTS, ITEM_ENTRIES, ITEM_ROOTS = 1, 2, 3, 4, 5, 6
 

@@ -14,7 +14,7 @@ from cloudmount.backup.run import BackupOptions, run_backup
 from cloudmount.blobs.limited import LimitedStore
 from cloudmount.blobs.local import LocalStore
 from cloudmount.repo.repository import Repository
-from tests.backup.lab import PASSPHRASE
+from tests.backup.lab import PASSPHRASE, WORTH
 
 
 def main(folder: str, journal: str, machine: str, speed: str, *paths: str) -> None:
@@ -22,7 +22,8 @@ def main(folder: str, journal: str, machine: str, speed: str, *paths: str) -> No
     store = LimitedStore(LocalStore(Path(folder)), up=float(speed))
     repository = Repository.open(store, PASSPHRASE)
     print("begins", flush=True)
-    run_backup(repository, paths, BackupOptions(machine, journal=Path(journal)), BackupProgress())
+    options = BackupOptions(machine, journal=Path(journal), worth_bytes=WORTH)
+    run_backup(repository, paths, options, BackupProgress())
     print("done", flush=True)
 
 

@@ -31,10 +31,13 @@ from cloudmount.repo.packs import open_frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache, StreamMap
+from tests.trained import text
 
-FRAME, PACK, SEGMENT, PAGE = 4 << 10, 64 << 10, 2 << 20, 32 << 20
-SMALL = Geometry(FRAME, PACK, SEGMENT, PAGE)
+FRAME, PACK, SEGMENT, PAGE, DICTIONARY = 4 << 10, 64 << 10, 2 << 20, 32 << 20, 2 << 10
+SMALL = Geometry(FRAME, PACK, SEGMENT, PAGE, DICTIONARY)
 CHEAP = KdfCost(8, 1, 1)
+WORTH = 64 << 10
+"""Compressible bytes of a disk from which on labs train a dictionary."""
 PASSPHRASE = "correct horse"
 PHRASE = new_phrase()
 
@@ -80,6 +83,7 @@ class Lab:
     ) -> BackupResult:
         """Back paths up, by a repository opened anew."""
         where = self.journal if journal is True else journal or None
+        options.setdefault("worth_bytes", WORTH)
         chosen = BackupOptions(machine, journal=where, **options)
         return run_backup(
             self.reopened(store), [os.fspath(p) for p in paths], chosen, progress or BackupProgress()
@@ -111,7 +115,7 @@ def frames_of(repository: Repository, frames: FrameMap) -> dict[int, bytes]:
     found = {}
     for f in frames.present():
         sealed = repository.store.read(pack_name(f.at.pack), f.at.offset, f.at.length)
-        plain = open_frame(repository.keys, f.at, sealed, f.length)
+        plain = open_frame(repository.keys, f.at, sealed, f.length, repository.dictionaries.get)
         assert repository.keys.content_id(plain) == f.content
         assert any(plain), "a frame of zeros is stored"
         assert frames.locate(f.number) == f.at
@@ -204,7 +208,8 @@ def compare_entry(stored: Stored, name: str, path: Path) -> None:
 
 
 def fill(folder: Path, seed: int, common: int = 0) -> Path:
-    """A source with a disk, folders, small files and a large one; half of it the same for each `common`."""
+    """A source with a disk of which a dictionary is trained, folders, small files and a large one; half of it
+    the same for each `common`."""
     mine, shared = random.Random(seed), random.Random(common)
     folder.mkdir(parents=True)
     with (folder / "disk.img").open("wb") as f:
@@ -213,6 +218,8 @@ def fill(folder: Path, seed: int, common: int = 0) -> Path:
             bytes(446) + bytes([0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 16, 0, 0]) + bytes(48) + b"\x55\xaa"
         )
         f.write(mine.randbytes(200_000))
+        f.seek(2 << 20)
+        f.write(text(common, 150_000) + text(seed, 50_000))
         f.seek(3 << 20)
         f.write(shared.randbytes(300_000))
     with (folder / "large").open("wb") as f:

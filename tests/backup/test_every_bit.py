@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import pytest
 
 from cloudmount.blobs.memory import MemoryStore
-from tests.backup.lab import FRAME, Lab, flip, objects, replace
+from tests.backup.lab import FRAME, SMALL, Lab, flip, objects, replace
+from tests.trained import text
 
 MIB = 1 << 20
 
 
 def tiny(tmp_path: Path) -> tuple[Lab, MemoryStore]:
-    """A repository of every kind of object and item in about 10 KB: two snapshots, a disk of two
-    pages, files small and large, a pack that nothing names, a damage object."""
+    """A repository of every kind of object and item in about 12 KB: two snapshots, a disk of two
+    pages, files small and large, a pack that nothing names, a damage object, a dictionary."""
     store = MemoryStore()
-    lab = Lab(tmp_path, store)
+    lab = Lab(tmp_path, store, replace_fields(SMALL, dictionary=1 << 10))
     rng = random.Random(1)
     source = tmp_path / "s"
     source.mkdir()
@@ -29,14 +31,14 @@ def tiny(tmp_path: Path) -> tuple[Lab, MemoryStore]:
     disk = tmp_path / "disk.img"
     with disk.open("wb") as f:
         f.truncate(33 * MIB)
-        f.write(b"disk")
+        f.write(b"disk" + text(1, 2 * FRAME))
         f.seek(32 * MIB)
         f.write(rng.randbytes(100))
     other = tmp_path / "other.img"
     other.write_bytes(b"o" * 512)
-    left = lab.backup(source, other)
+    left = lab.backup(source, other, worth_bytes=1 << 30)
     lab.store.delete(left.key.name(lab.repository.keys.tag("srv")))  # its packs and maps stay
-    lab.backup(source, disk)
+    lab.backup(source, disk, worth_bytes=2 * FRAME)
     (source / "small").write_bytes(b"t" * 300)
     lab.backup(source, disk, journal=False)
     name = next(iter(objects(store, "packs/")))
@@ -45,7 +47,7 @@ def tiny(tmp_path: Path) -> tuple[Lab, MemoryStore]:
     lab.check()
     store.objects[name] = kept
     kinds = {n.partition("/")[0] for n in store.objects}
-    assert kinds == {"config", "config.copy", "packs", "maps", "index", "snapshots", "damage"}
+    assert kinds == {"config", "config.copy", "packs", "maps", "index", "snapshots", "damage", "dictionaries"}
     lab.clean()
     return lab, store
 
@@ -71,8 +73,9 @@ def every_byte(lab: Lab, store: MemoryStore, rng: random.Random, step: int) -> i
     kept = dict(store.objects)
     tried = 0
     for name, data in kept.items():
-        # Of the config, whose every bit a MAC covers, check compares two copies.
-        for place in range(rng.randrange(step), len(data), step * 16 if name.startswith("config") else step):
+        # Of the config, whose every bit a MAC covers, check compares two copies; a dictionary is one seal.
+        stride = step * 16 if name.startswith(("config", "dictionaries/")) else step
+        for place in range(rng.randrange(step), len(data), stride):
             bit = 8 * place + rng.randrange(8)
             flip(store, name, bit)
             noticed(lab, f"{name}: bit {bit}")
@@ -98,7 +101,7 @@ def test_every_byte(tmp_path: Path) -> None:
     assert every_byte(lab, store, random.Random(2), 5) > 1500
 
 
-@pytest.mark.parametrize("kind", ["config", "packs/", "maps/", "index/", "snapshots/"])
+@pytest.mark.parametrize("kind", ["config", "packs/", "maps/", "index/", "snapshots/", "dictionaries/"])
 def test_objects_swapped(tmp_path: Path, kind: str) -> None:
     """No object stands under another's name, nor under one that is new."""
     lab, store = tiny(tmp_path)

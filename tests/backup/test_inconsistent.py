@@ -170,9 +170,11 @@ def frames_of_files_in_another_order(patch: Patch) -> str:
 def _root(patch: Patch, alter: Callable[[StreamRoot], StreamRoot]) -> None:
     def seal(
         keys: object, tag: object, time: object, summary: object, roots: Sequence[StreamRoot],
-        files: Section | None, sections: Sequence[bytes],
+        files: Section | None, sections: Sequence[bytes], dictionaries: Sequence[int],
     ) -> object:  # fmt: skip
-        return seal_snapshot(keys, tag, time, summary, [alter(r) for r in roots], files, sections)  # type: ignore[arg-type]  # handed on
+        return seal_snapshot(
+            keys, tag, time, summary, [alter(r) for r in roots], files, sections, dictionaries
+        )  # type: ignore[arg-type]  # handed on
 
     patch.setattr(run, "seal_snapshot", seal)
 

@@ -19,7 +19,7 @@ from cloudmount.repo.locations import Location
 from cloudmount.repo.mapset import MapSet
 from cloudmount.repo.names import SnapshotKey
 from cloudmount.repo.packs import PACK_SLACK, PackWriter
-from cloudmount.repo.payload import encode_frame
+from cloudmount.repo.payload import Dictionary, encode_frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
 from cloudmount.repo.streams import MapCache, StreamMap
@@ -55,12 +55,18 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 
 class StoredRepository:
-    """A new repository in `store`. Reads go through `through(store)` when given."""
+    """A new repository in `store`. Reads go through `through(store)` when given. What `disk` stores is
+    compressed with the dictionary `trained`, when given (in zstd's form)."""
 
-    def __init__(self, geometry: Geometry = SMALL, store: BlobStore | None = None) -> None:
+    def __init__(
+        self, geometry: Geometry = SMALL, store: BlobStore | None = None, trained: bytes | None = None
+    ) -> None:
         self.store = store if store is not None else MemoryStore()
         self.geometry = geometry
         self.repository = Repository.init(self.store, "secret", PHRASE, geometry=geometry, cost=QUICK)
+        self.dictionary: Dictionary | None = None
+        if trained is not None:
+            self.dictionary = self.repository.dictionaries.add(trained, {}, self.store.create)
 
     def behind(self, store: BlobStore) -> Repository:
         """The same repository, read through another store."""
@@ -100,7 +106,7 @@ class StoredRepository:
                 pack = PackWriter(keys, memoryview(bytearray(limit + PACK_SLACK)))
             places[n] = (
                 keys.content_id(plains[n]),
-                pack.add(keys.content_id(plains[n]), encode_frame(plains[n])),
+                pack.add(keys.content_id(plains[n]), encode_frame(plains[n], self.dictionary)),
             )
             if pack.size >= limit:
                 send()

@@ -16,6 +16,7 @@ from cloudmount.repo.bootpacks import Source, open_boot_pack, seal_boot_pack
 from cloudmount.repo.locations import Birth, Location
 from cloudmount.repo.names import boot_pack_prefix
 from cloudmount.repo.objects import seal_single
+from cloudmount.repo.payload import no_dictionary
 from cloudmount.repo.structures import KIND_BOOT_PACK
 
 KEYS = Keyring(bytes(32), {0: b"k" * 32, 1: b"l" * 32})
@@ -31,7 +32,15 @@ def source(frame: int, birth: Birth, number: int) -> Source:
 
 def made(frames: list[Source]) -> tuple[str, bytes]:
     return seal_boot_pack(
-        KEYS, TAG, disk="d/disk", snapshot="s", time=1_800_000_000, size=SIZE, frame_bytes=UNIT, frames=frames
+        KEYS,
+        TAG,
+        disk="d/disk",
+        snapshot="s",
+        time=1_800_000_000,
+        size=SIZE,
+        frame_bytes=UNIT,
+        frames=frames,
+        find=no_dictionary,
     )
 
 
@@ -65,7 +74,9 @@ def test_a_changed_bit_does_not_open() -> None:
         assert at >= pack.copies[0].offset
         (harmed,) = [copy for copy in told.copies if copy.offset <= at < copy.offset + copy.length]
         with pytest.raises(DamagedError):
-            told.open(KEYS, harmed, bytes(wrong[harmed.offset : harmed.offset + harmed.length]))
+            told.open(
+                KEYS, harmed, bytes(wrong[harmed.offset : harmed.offset + harmed.length]), no_dictionary
+            )
     for length in (0, 10, 63, pack.copies[0].offset - 1, len(data) - 1):
         with pytest.raises(DamagedError):
             open_boot_pack(KEYS, name, length, data[:length])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cloudmount.blobs.memory import MemoryStore
 from cloudmount.crypto.phrase import new_phrase
-from cloudmount.crypto.slots import KdfCost
+from cloudmount.crypto.slots import KdfCost, canonical
 from cloudmount.errors import (
     CloudMountError,
     DamagedError,
@@ -135,9 +135,29 @@ def test_another_version_or_feature() -> None:
     with pytest.raises(CloudMountError, match=r"format version 1.*use the program that made it"):
         open_config(store, "secret", _silent)
     store = _store()
-    _altered(store, features=["prune"])
+    _altered(store, features=["dictionaries", "prune"])
     with pytest.raises(CloudMountError, match="prune"):
         open_config(store, "secret", _silent)
+
+
+def test_without_dictionaries() -> None:
+    """A repository made before there were any says nothing of them, and goes on without."""
+    store = _store(geometry=Geometry(dictionary=0))
+    line, _, _ = store.objects[CONFIG].split(b"\n")
+    value = json.loads(line)
+    assert value["features"] == []
+    del value["dictionary"]
+    line = canonical(value)
+    mac = open_config(store, "secret", _silent).keys.config_mac(line).hex().encode()
+    for name in (CONFIG, CONFIG_COPY):
+        store.objects[name] = line + b"\n" + mac + b"\n"
+    assert open_config(store, "secret", _silent).geometry == Geometry(dictionary=0)
+
+
+@pytest.mark.parametrize("bytes", [1, 1023, (1 << 20) + 1, -1, 1 << 60])
+def test_dictionaries_of_absurd_sizes(bytes: int) -> None:
+    with pytest.raises(DamagedError, match="make no sense"):
+        Geometry(dictionary=bytes)
 
 
 @pytest.mark.parametrize(

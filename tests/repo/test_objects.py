@@ -18,7 +18,7 @@ from cloudmount.repo.names import INDEX, map_name, pack_name
 from cloudmount.repo.objects import SectionReader, open_single, seal_sections, seal_single
 from cloudmount.repo.packs import PACK_SLACK, PackWriter, open_frame, open_index, pack_table, seal_index
 from cloudmount.repo.pages import ItemRef
-from cloudmount.repo.payload import encode_frame, encode_payload
+from cloudmount.repo.payload import encode_frame, encode_payload, no_dictionary
 from cloudmount.repo.structures import HEADER_BYTES, KIND_INDEX, KIND_SNAPSHOT
 from tests.strategies import contents, pack_tables
 
@@ -114,7 +114,7 @@ def test_packs(frames: list[bytes]) -> None:
         table = pack_table(KEYS, pack.name, len(d), d[:HEADER_BYTES], d[-(len(data) - HEADER_BYTES) :])
         assert table == pack.table
         for plain, at in zip(frames, places, strict=True):
-            found = open_frame(KEYS, at, d[at.offset : at.offset + at.length], len(plain))
+            found = open_frame(KEYS, at, d[at.offset : at.offset + at.length], len(plain), no_dictionary)
             assert found == plain
 
     opened(data)
@@ -130,7 +130,7 @@ def test_packs(frames: list[bytes]) -> None:
         first._replace(length=first.length + 1),
     ):
         with pytest.raises(DamagedError):
-            open_frame(KEYS, at, sealed, len(frames[0]))
+            open_frame(KEYS, at, sealed, len(frames[0]), no_dictionary)
 
 
 @settings(max_examples=15, deadline=None)
