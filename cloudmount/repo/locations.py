@@ -7,14 +7,14 @@ and its compact form in memory. Values are immutable; safe on any thread.
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from cloudmount.crypto.keyring import ID_BYTES
 from cloudmount.errors import DamagedError
 from cloudmount.repo.columns import decode_column, decode_presence, encode_column, encode_presence
-from cloudmount.repo.structures import HEADER_BYTES, BirthRow, SegmentHeader
+from cloudmount.repo.structures import HEADER_BYTES, SPANS, BirthRow, SegmentHeader
 
 _WRAP = 1 << 32
 MAX_SEGMENT_FRAMES = 1 << 22
@@ -30,18 +30,37 @@ class Birth(NamedTuple):
 
 class Location(NamedTuple):
     """Where a sealed frame lies and how it was born. `pack` is 16 bytes; `offset` and `length` count
-    sealed bytes in the pack object; `number` is the frame's under its birth."""
+    sealed bytes in the pack object; `number` is the frame's under its birth.
+
+    A frame that spans two is in no pack itself: it is the bytes from `skip` on of two whole frames that
+    adjoin in one, sealed one after the other. Then `length` is that of both, `cut` that of the first, and
+    offset and number are the first's. Of others `cut` and `skip` are 0.
+    """
 
     pack: bytes
     offset: int
     length: int
     birth: Birth
     number: int
+    cut: int = 0
+    skip: int = 0
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where the sealed frames begin that it is made of."""
+        return (self.offset, self.offset + self.cut) if self.cut else (self.offset,)
+
+    @property
+    def counted(self) -> int:
+        """Sealed bytes that it counts for in sums: of a frame that spans two those of the first, since the
+        next frame of the stream mostly begins in the second."""
+        return self.cut or self.length
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The locations of one segment's frames, as arrays: 20 bytes a frame."""
+    """The locations of one segment's frames, as arrays: 20 bytes a frame. `_spans`: `cut` and `skip` of the
+    rows whose frames span two."""
 
     frames: int
     packs: list[bytes]
@@ -53,6 +72,7 @@ class Segment:
     _length: array.array[int]
     _offset: array.array[int]
     _number: array.array[int]
+    _spans: Mapping[int, tuple[int, int]]
 
     def locate(self, frame: int) -> Location | None:
         """Where frame `frame` (0 is the segment's first) lies; None when it is absent."""
@@ -65,6 +85,7 @@ class Segment:
             self._length[row],
             self.births[self._birth[row]],
             self._number[row],
+            *self._spans.get(row, ()),
         )
 
     def row(self, frame: int) -> int:
@@ -96,7 +117,8 @@ class Segment:
     @property
     def memory(self) -> int:
         """Bytes it takes in memory, about."""
-        return 4 * len(self._row) + 20 * len(self._pack) + 150 * (len(self.packs) + len(self.births)) + 500
+        tables = 150 * (len(self.packs) + len(self.births)) + 250 * len(self._spans)
+        return 4 * len(self._row) + 20 * len(self._pack) + tables + 500
 
 
 def encode_segment(locations: Sequence[Location | None]) -> bytes:
@@ -109,7 +131,7 @@ def encode_segment(locations: Sequence[Location | None]) -> bytes:
     extra: list[bytes] = []
     pack_end: dict[int, int] = {}
     next_number: dict[int, int] = {}
-    columns: tuple[list[int], ...] = ([], [], [], [], [])
+    columns: tuple[list[int], ...] = ([], [], [], [], [], [], [])
     for at in locations:
         if at is None:
             continue
@@ -122,9 +144,14 @@ def encode_segment(locations: Sequence[Location | None]) -> bytes:
         columns[2].append(at.length)
         columns[3].append((at.offset - pack_end.get(p, HEADER_BYTES)) % _WRAP)
         columns[4].append((at.number - next_number.get(b, 0)) % _WRAP)
-        pack_end[p] = at.offset + at.length
+        columns[5].append(at.cut)
+        columns[6].append(at.skip)
+        pack_end[p] = at.offset + at.counted
         next_number[b] = at.number + 1
-    header = SegmentHeader(len(locations), len(columns[0]), len(extra), len(births))
+    if not any(columns[5]):
+        columns = columns[:5]
+    packs_field = len(extra) | (SPANS if len(columns) > 5 else 0)
+    header = SegmentHeader(len(locations), len(columns[0]), packs_field, len(births))
     parts = [header.pack()]
     parts += [BirthRow(birth.epoch, birth.salt).pack() for birth in births]
     parts += extra
@@ -142,7 +169,8 @@ def decode_segment(data: bytes) -> Segment:
     at = SegmentHeader.SIZE
     if header.frames > MAX_SEGMENT_FRAMES or header.stored > header.frames:
         raise DamagedError(f"a segment claims {header.stored} of {header.frames} frames")
-    if at + 16 * header.packs + BirthRow.SIZE * header.births > len(data):
+    others = header.packs & ~SPANS
+    if at + 16 * others + BirthRow.SIZE * header.births > len(data):
         raise DamagedError("a segment's tables are cut short")
     births = []
     for _ in range(header.births):
@@ -150,18 +178,19 @@ def decode_segment(data: bytes) -> Segment:
         births.append(Birth(row.epoch, row.salt))
         at += BirthRow.SIZE
     packs = [birth.salt[:ID_BYTES] for birth in births]
-    packs += [data[at + 16 * i : at + 16 * (i + 1)] for i in range(header.packs)]
-    at += 16 * header.packs
+    packs += [data[at + 16 * i : at + 16 * (i + 1)] for i in range(others)]
+    at += 16 * others
     present, at = decode_presence(data, at, header.frames)
     if len(present) != header.stored:
         raise DamagedError("a segment's presence disagrees with its count")
     columns = []
-    for _ in range(5):
+    for _ in range(7 if header.packs & SPANS else 5):
         column, at = decode_column(data, at, header.stored)
         columns.append(column)
     if at != len(data):
         raise DamagedError("a segment has bytes after its end")
-    pack, birth, length, offset, number = columns
+    pack, birth, length, offset, number = columns[:5]
+    spans = _spans(length, *columns[5:]) if header.packs & SPANS else {}
     if header.stored and (max(pack) >= len(packs) or max(birth) >= header.births):
         raise DamagedError("a segment names a pack or birth that it does not list")
     pack_end = [HEADER_BYTES] * len(packs)
@@ -170,11 +199,23 @@ def decode_segment(data: bytes) -> Segment:
         p, b = pack[i], birth[i]
         here = (offset[i] + pack_end[p]) % _WRAP
         offset[i] = here
-        pack_end[p] = here + length[i]
+        pack_end[p] = here + (spans[i][0] if i in spans else length[i])
         n = (number[i] + next_number[b]) % _WRAP
         number[i] = n
         next_number[b] = n + 1
     row_of = array.array("i", [-1]) * header.frames
     for i, frame in enumerate(present):
         row_of[frame] = i
-    return Segment(header.frames, packs, births, row_of, pack, birth, length, offset, number)
+    return Segment(header.frames, packs, births, row_of, pack, birth, length, offset, number, spans)
+
+
+def _spans(
+    lengths: array.array[int], cuts: array.array[int], skips: array.array[int]
+) -> dict[int, tuple[int, int]]:
+    """`cut` and `skip` of the rows that have them."""
+    found = {i: (cut, skips[i]) for i, cut in enumerate(cuts) if cut}
+    if any(not (cut < lengths[i] and skip) for i, (cut, skip) in found.items()):
+        raise DamagedError("a segment has a frame that spans two and can't")
+    if sum(map(bool, skips)) != len(found) or not found:
+        raise DamagedError("a segment's frames that span two are not told alike")
+    return found

@@ -204,7 +204,8 @@ def compare_entry(stored: Stored, name: str, path: Path) -> None:
 
 
 def fill(folder: Path, seed: int, common: int = 0) -> Path:
-    """A source with a disk, folders, small files and a large one; half of it the same for each `common`."""
+    """A source with a disk, folders, small files and a large one; half of it the same for each `common`.
+    The disk holds 90,000 bytes twice, at another alignment."""
     mine, shared = random.Random(seed), random.Random(common)
     folder.mkdir(parents=True)
     with (folder / "disk.img").open("wb") as f:
@@ -214,7 +215,9 @@ def fill(folder: Path, seed: int, common: int = 0) -> Path:
         )
         f.write(mine.randbytes(200_000))
         f.seek(3 << 20)
-        f.write(shared.randbytes(300_000))
+        f.write(noise := shared.randbytes(300_000))
+        f.seek((4 << 20) + 3 * 512)
+        f.write(noise[:90_000])
     with (folder / "large").open("wb") as f:
         f.write(shared.randbytes(40 * FRAME))
         f.seek(1000 * FRAME)
