@@ -17,6 +17,7 @@ from cloudmount.repo.columns import decode_column, decode_presence, encode_colum
 from cloudmount.repo.structures import HEADER_BYTES, SPANS, BirthRow, SegmentHeader
 
 _WRAP = 1 << 32
+_WHOLE = (0, 0)
 MAX_SEGMENT_FRAMES = 1 << 22
 """A bound for hostile counts: 4 KiB frames and 16 GiB segments."""
 
@@ -79,13 +80,15 @@ class Segment:
         row = self._row[frame]
         if row < 0:
             return None
+        cut, skip = self._spans.get(row, _WHOLE) if self._spans else _WHOLE
         return Location(
             self.packs[self._pack[row]],
             self._offset[row],
             self._length[row],
             self.births[self._birth[row]],
             self._number[row],
-            *self._spans.get(row, ()),
+            cut,
+            skip,
         )
 
     def row(self, frame: int) -> int:
@@ -131,7 +134,7 @@ def encode_segment(locations: Sequence[Location | None]) -> bytes:
     extra: list[bytes] = []
     pack_end: dict[int, int] = {}
     next_number: dict[int, int] = {}
-    columns: tuple[list[int], ...] = ([], [], [], [], [], [], [])
+    columns: tuple[list[int], ...] = ([], [], [], [], [])
     for at in locations:
         if at is None:
             continue
@@ -144,14 +147,13 @@ def encode_segment(locations: Sequence[Location | None]) -> bytes:
         columns[2].append(at.length)
         columns[3].append((at.offset - pack_end.get(p, HEADER_BYTES)) % _WRAP)
         columns[4].append((at.number - next_number.get(b, 0)) % _WRAP)
-        columns[5].append(at.cut)
-        columns[6].append(at.skip)
-        pack_end[p] = at.offset + at.counted
+        pack_end[p] = at.offset + (at.cut or at.length)
         next_number[b] = at.number + 1
-    if not any(columns[5]):
-        columns = columns[:5]
-    packs_field = len(extra) | (SPANS if len(columns) > 5 else 0)
-    header = SegmentHeader(len(locations), len(columns[0]), packs_field, len(births))
+    spans = SPANS if any(at is not None and at.cut for at in locations) else 0
+    if spans:
+        present = [at for at in locations if at is not None]
+        columns += ([at.cut for at in present], [at.skip for at in present])
+    header = SegmentHeader(len(locations), len(columns[0]), len(extra) | spans, len(births))
     parts = [header.pack()]
     parts += [BirthRow(birth.epoch, birth.salt).pack() for birth in births]
     parts += extra
@@ -191,6 +193,7 @@ def decode_segment(data: bytes) -> Segment:
         raise DamagedError("a segment has bytes after its end")
     pack, birth, length, offset, number = columns[:5]
     spans = _spans(length, *columns[5:]) if header.packs & SPANS else {}
+    steps = [spans[i][0] if i in spans else n for i, n in enumerate(length)] if spans else length
     if header.stored and (max(pack) >= len(packs) or max(birth) >= header.births):
         raise DamagedError("a segment names a pack or birth that it does not list")
     pack_end = [HEADER_BYTES] * len(packs)
@@ -199,7 +202,7 @@ def decode_segment(data: bytes) -> Segment:
         p, b = pack[i], birth[i]
         here = (offset[i] + pack_end[p]) % _WRAP
         offset[i] = here
-        pack_end[p] = here + (spans[i][0] if i in spans else length[i])
+        pack_end[p] = here + steps[i]
         n = (number[i] + next_number[b]) % _WRAP
         number[i] = n
         next_number[b] = n + 1

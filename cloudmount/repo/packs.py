@@ -200,16 +200,20 @@ def open_seal(keys: Keyring, at: Location, sealed: bytes | memoryview) -> bytes:
     return keys.sealer(at.birth.epoch, at.birth.salt, "frame").open(at.number, sealed)
 
 
+def _open_one(keys: Keyring, at: Location, sealed: bytes | memoryview, plain_length: int) -> bytes:
+    return decode_frame(open_seal(keys, at, sealed), plain_length)
+
+
 def open_frame(keys: Keyring, at: Location, sealed: bytes | memoryview, plain_length: int) -> bytes:
     """The plain bytes of a frame from its sealed ones, also of one that spans two; `DamagedError` when they
     are not those."""
     if not at.cut:
-        return decode_frame(open_seal(keys, at, sealed), plain_length)
+        return _open_one(keys, at, sealed, plain_length)
     if len(sealed) != at.length or at.skip >= plain_length:
         raise DamagedError(f"a frame from byte {at.skip} of another can't be in {len(sealed)} sealed bytes")
     view = memoryview(sealed)
     first, second = (
-        decode_frame(open_seal(keys, part, view[part.offset - at.offset :][: part.length]), plain_length)
+        _open_one(keys, part, view[part.offset - at.offset :][: part.length], plain_length)
         for part in spanned(at)
     )
     return b"".join((memoryview(first)[at.skip :], memoryview(second)[: at.skip]))
