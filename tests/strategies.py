@@ -51,11 +51,16 @@ file_trees: st.SearchStrategy[FileTree] = st.recursive(
 )
 
 
+_cuts = st.just((0, 0)) | st.tuples(st.integers(1, 16), st.integers(1, 2**21 - 1))
+"""`cut` and `skip`: of a frame as it is stored, or of one that spans two."""
+
+
 @st.composite
 def locations(draw: st.DrawFn, max_frames: int = 60) -> Sequence[Location | None]:
-    """The locations of a segment: fresh runs, frames used again, moved ones, absent ones."""
+    """The locations of a segment: fresh runs, frames used again, moved ones, spans of two, absent ones."""
     some_births = draw(st.lists(births, min_size=1, max_size=4, unique=True))
     others = draw(st.lists(ids, max_size=3, unique=True))
+    spanning = draw(st.booleans())
     found: list[Location | None] = []
     at: dict[bytes, int] = {}
     number: dict[Birth, int] = {}
@@ -70,8 +75,9 @@ def locations(draw: st.DrawFn, max_frames: int = 60) -> Sequence[Location | None
             offset, n = at.get(pack, HEADER_BYTES), number.get(birth, 0)
         else:
             offset, n = draw(u32), draw(u32)
-        found.append(Location(pack, offset, length, birth, n))
-        at[pack], number[birth] = (offset + length) % 2**32, (n + 1) % 2**32
+        cut, skip = draw(_cuts) if spanning else (0, 0)
+        found.append(Location(pack, offset, length, birth, n, cut, skip))
+        at[pack], number[birth] = (offset + (cut or length)) % 2**32, (n + 1) % 2**32
     return found
 
 

@@ -93,8 +93,9 @@ def _serves_on(repository: Repository, snapshot: Snapshot, disk: str, frames: li
     found = boot_pack(repository, snapshot.tag, disk, time.monotonic() + LOOK_SECONDS)
     if found is None or not frames:
         return False
-    there = {(copy.birth, copy.number) for copy in found.pack.copies}  # what readers go by
-    return sum((frame.at.birth, frame.at.number) in there for frame in frames) >= STILL * len(frames)
+    there = {(copy.birth, copy.number, copy.length) for copy in found.pack.copies}  # what readers go by
+    same = sum((f.at.birth, f.at.number, f.at.length) in there for f in frames)
+    return same >= STILL * len(frames)
 
 
 def _chosen(stream: StreamMap, trace: Trace) -> list[Frame]:

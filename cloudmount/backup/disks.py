@@ -108,7 +108,11 @@ class DiskBackup:
         sink = _DiskSink(keys, geometry, job.maps, job.trust, disk.source.size, stream)
         try:
             raw = disk.source
-            job.pipeline.stream(ShrinkingSource(raw) if isinstance(raw, RawDisk) else raw, sink)
+            job.pipeline.stream(
+                ShrinkingSource(raw) if isinstance(raw, RawDisk) else raw,
+                sink,
+                again=lambda: open_disk(found.path, named=found.named).source,
+            )
         except UnreadableInputError as error:
             sink.failed(error)
         job.pipeline.then(lambda: self._finish(found, disk, sink, summary, in_use))

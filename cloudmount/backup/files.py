@@ -111,7 +111,9 @@ class FileBackup:
         else:
             sink = _SmallSink(frames)
         try:
-            pipeline.stream(ShrinkingSource(source), sink)
+            # A small file's frames are not known by their place, so what spans two would be looked for anew.
+            again = (lambda: RawDisk(found.path)) if isinstance(sink, _LargeSink) else None
+            pipeline.stream(ShrinkingSource(source), sink, again)
         except UnreadableInputError as error:  # while its holes were looked for
             sink.failed(error)
         pipeline.then(lambda: self._finish(found, entry, source, sink))

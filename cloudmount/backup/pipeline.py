@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from cloudmount.backup.progress import BackupProgress
+from cloudmount.backup.spans import UNCHANGED, WORTH, Marks, Spans, Stream, marks
 from cloudmount.backup.uploader import Uploader
 from cloudmount.crypto.keyring import Keyring
 from cloudmount.errors import CloudMountError, UnreadableInputError
@@ -44,6 +45,7 @@ class Taken(NamedTuple):
     length: int
     moment: int
     """`Uploader.moments` when it was looked for."""
+    marks: Marks | None
 
 
 class Sink(Protocol):
@@ -76,11 +78,12 @@ class Pipeline:
     ) -> None:
         self._keys, self._frame = keys, geometry.frame
         self._uploader, self._progress = uploader, progress
+        self._spans = Spans(keys, geometry.frame, uploader.find_all)
         self._zeros = bytes(geometry.frame)
         self.dictionary: Dictionary | None = None
         """What frames read from now on are compressed with."""
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="frames")
-        self._queue: deque[tuple[Future[list[Taken]], Sink] | Callable[[], None]] = deque()
+        self._queue: deque[tuple[Future[list[Taken]], Sink, Stream | None] | Callable[[], None]] = deque()
         self._ahead = 0
         self._batch = max(1, BATCH_BYTES // geometry.frame)
 
@@ -107,14 +110,21 @@ class Pipeline:
             yield first, n
             first += n
 
-    def stream(self, source: BlockSource, sink: Sink) -> None:
-        """Store a stream: every present frame reaches `sink`, in order, by the time `then` runs."""
+    def stream(self, source: BlockSource, sink: Sink, again: Callable[[], BlockSource] | None = None) -> None:
+        """Store a stream: every present frame reaches `sink`, in order, by the time `then` runs. With
+        `again`, which opens the source anew, its frames may span two stored ones, and other streams' its."""
+        part = self._spans.stream(source, again) if again is not None else None
         done = 0
-        for first, count in self.ranges(source):
-            self._submit(functools.partial(self._take, source, first, count, sink), sink)
-            end = min((first + count) * self._frame, source.size)
-            self._progress.add(done_bytes=end - done)
-            done = end
+        try:
+            for first, count in self.ranges(source):
+                job = functools.partial(self._take, source, first, count, sink, part is not None)
+                self._submit(job, sink, part)
+                end = min((first + count) * self._frame, source.size)
+                self._progress.add(done_bytes=end - done)
+                done = end
+        finally:
+            if part is not None:
+                self._queue.append(part.done)
         self._progress.add(done_bytes=source.size - done)
 
     def then(self, action: Callable[[], None]) -> None:
@@ -123,10 +133,10 @@ class Pipeline:
             self._next()
         self._queue.append(action)
 
-    def _submit(self, job: Callable[[], list[Taken]], sink: Sink) -> None:
+    def _submit(self, job: Callable[[], list[Taken]], sink: Sink, part: Stream | None) -> None:
         while self._ahead >= AHEAD:
             self._next()
-        self._queue.append((self._pool.submit(job), sink))
+        self._queue.append((self._pool.submit(job), sink, part))
         self._ahead += 1
 
     def _next(self) -> None:
@@ -134,7 +144,7 @@ class Pipeline:
         if not isinstance(head, tuple):
             head()
             return
-        future, sink = head
+        future, sink, part = head
         self._ahead -= 1
         try:
             taken = self._wait(future)
@@ -143,9 +153,13 @@ class Pipeline:
             return
         for t in taken:
             at = t.at or self._put_since(t, sink)
+            if at is None and part is not None:
+                at = self._spanning(t, sink, part)
             if at is None:
                 at = self._uploader.store(t.content, t.payload, t.length)
             sink.add(t.frame, t.content, at)
+            if part is not None and t.marks is not None and not at.cut:
+                self._spans.remember(part, t.frame, t.marks)
             self._progress.add(frames=1)
 
     def _wait(self, future: Future[list[Taken]]) -> list[Taken]:
@@ -162,7 +176,14 @@ class Pipeline:
         at = self._uploader.find_since(taken.content, taken.moment)
         return at if at is not None and sink.usable(taken.frame, at) else None
 
-    def _take(self, source: BlockSource, first: int, count: int, sink: Sink) -> list[Taken]:
+    def _spanning(self, taken: Taken, sink: Sink, part: Stream) -> Location | None:
+        """Where two frames that are stored hold a new one's bytes, at another alignment."""
+        if taken.marks is None or not taken.marks.words:
+            return None
+        at = self._spans.find(part, taken.frame, taken.content, taken.marks)
+        return at if at is not None and sink.usable(taken.frame, at) else None
+
+    def _take(self, source: BlockSource, first: int, count: int, sink: Sink, takes_part: bool) -> list[Taken]:
         offset = first * self._frame
         data = source.read_at(offset, min(count * self._frame, source.size - offset))
         self._progress.add(read_bytes=len(data))
@@ -188,7 +209,16 @@ class Pipeline:
                 if at is not None and not sink.usable(n, at):
                     at = None
             payload = b"" if at is not None else self._encode(data, begin, plain)
-            taken.append(Taken(n, content, at, payload, len(plain), moment))
+            made = None
+            size = len(payload) if at is None else at.length
+            if (
+                takes_part
+                and len(plain) == self._frame <= size * WORTH
+                and not (at is not None and at.cut)
+                and not (n in known and n % UNCHANGED)
+            ):
+                made = marks(data, begin, self._frame, new=at is None)
+            taken.append(Taken(n, content, at, payload, len(plain), moment, made))
         return taken
 
     def _encode(self, data: bytes, begin: int, plain: memoryview) -> bytes | memoryview:
@@ -210,3 +240,4 @@ class Pipeline:
     def close(self) -> None:
         """End the threads, whatever they do."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._spans.close()

@@ -24,16 +24,16 @@ class Aside:
         self.name = pack.name
         self.lost = False
         self._id, self._tell = pack.id, tell
-        self._places: dict[tuple[Birth, int], tuple[int, int]] = {
-            (copy.birth, copy.number): (copy.offset, copy.length) for copy in pack.copies
+        self._places: dict[tuple[Birth, int, int], int] = {
+            (copy.birth, copy.number, copy.length): copy.offset for copy in pack.copies
         }
         self._lock = threading.Lock()
 
     def where(self, at: Location) -> Location | None:
         """Where in the boot pack the frame lies that the map says is at `at`; None when it has none that is
         surely the same."""
-        offset, length = self._places.get((at.birth, at.number), (0, -1))
-        return at._replace(pack=self._id, offset=offset) if length == at.length else None
+        offset = self._places.get((at.birth, at.number, at.length))
+        return at._replace(pack=self._id, offset=offset) if offset is not None else None
 
     def lose(self, why: Exception) -> None:
         """It is not to be used any more."""

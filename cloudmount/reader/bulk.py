@@ -23,6 +23,7 @@ from cloudmount.reader.flights import Flight
 from cloudmount.reader.runs import Run, coalesce
 from cloudmount.reader.workers import Workers
 from cloudmount.repo.frames import Frame, FrameMap
+from cloudmount.repo.locations import Location
 from cloudmount.repo.names import pack_name
 from cloudmount.repo.packs import open_frame
 from cloudmount.repo.repository import Repository
@@ -147,14 +148,20 @@ def _batches(frames: Iterable[Frame], most: Callable[[], int], keeps: bool) -> I
     sealed = plain = 0
     for frame in frames:
         limit = most()
-        if batch and (sealed + frame.at.length > limit or plain + frame.length > INFLATED * limit):
+        takes = frame.at.counted if batch and _goes_on(batch[-1].at, frame.at) else frame.at.length
+        if batch and (sealed + takes > limit or plain + frame.length > INFLATED * limit):
             yield made()
-            batch, sealed, plain = [], 0, 0
+            batch, sealed, plain, takes = [], 0, 0, frame.at.length
         batch.append(frame)
-        sealed += frame.at.length
+        sealed += takes
         plain += frame.length
     if batch:
         yield made()
+
+
+def _goes_on(last: Location, at: Location) -> bool:
+    """Whether both span two sealed frames, the second of the one being the first of the other."""
+    return bool(at.cut and last.cut) and (at.pack, at.offset) == (last.pack, last.offset + last.cut)
 
 
 def _bring(repository: Repository, batch: _Batch, hooks: Hooks) -> None:

@@ -327,7 +327,7 @@ class StoredSource:
     ) -> Iterator[Member]:
         """Frames from `stop` on that adjoin `last` in its pack and are nowhere yet; at most `near`."""
         reader = self._reader
-        end = last.offset + last.length
+        ends = {last.offset + last.length, last.offset + last.counted}
         for n in range(stop, min(stop + near, self._frames)):
             rows = reader.known_places(self._map, n // GROUP)
             if rows is None:
@@ -335,7 +335,7 @@ class StoredSource:
             at = rows[n % GROUP]
             if at is None:
                 continue
-            if at.pack != last.pack or at.offset != end:
+            if at.pack != last.pack or at.offset not in ends:
                 return
             claimed = self._table.claim_new([(self._ident, n)], deadline)
             if not claimed:
@@ -347,7 +347,7 @@ class StoredSource:
                 self._table.land(key, flight, cached, ahead=True)
                 return
             yield Member(key, flight, at, self._length(n), True)
-            end = at.offset + at.length
+            ends = {at.offset + at.length, at.offset + at.counted}
 
     # Readahead
 

@@ -35,7 +35,7 @@ MOST_BYTES = 192 << 20
 
 class Copy(NamedTuple):
     """A frame in a boot pack: its number in the disk, its birth and number under that, its content id, and
-    where its `length` sealed bytes begin in the object."""
+    where its `length` sealed bytes begin in the object; `cut` and `skip` as of a `Location`."""
 
     frame: int
     birth: Birth
@@ -43,6 +43,8 @@ class Copy(NamedTuple):
     content: bytes
     offset: int
     length: int
+    cut: int = 0
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class BootPack:
 
     def open(self, keys: Keyring, copy: Copy, sealed: bytes | memoryview, find: FindDictionary) -> bytes:
         """A frame's plain bytes; `DamagedError` unless they are those that its content id names."""
-        at = Location(self.id, copy.offset, copy.length, copy.birth, copy.number)
+        at = Location(self.id, copy.offset, copy.length, copy.birth, copy.number, copy.cut, copy.skip)
         plain = open_frame(keys, at, sealed, self.plain_length(copy.frame), find)
         if keys.content_id(plain) != copy.content:
             raise DamagedError("a frame is not the one that its content id names")
@@ -104,6 +106,17 @@ def seal_boot_pack(
     """A boot pack of the machine with this tag: its name and bytes. Everything is opened again from the bytes
     to be sent; `CloudMountError` when something does not open."""
     births = {birth: row for row, birth in enumerate(dict.fromkeys(f.at.birth for f in frames))}
+    rows: list[list[int]] = []
+    pieces: list[bytes | memoryview] = []
+    last: Location | None = None
+    for f in frames:
+        row = [f.frame, births[f.at.birth], f.at.number, len(f.sealed)]
+        again = _again(last, f.at)
+        if f.at.cut:
+            row += [f.at.cut, f.at.skip, again]
+        rows.append(row)
+        pieces.append(memoryview(f.sealed)[again:] if again else f.sealed)
+        last = f.at
     table = {
         "disk": disk,
         "snapshot": snapshot,
@@ -111,13 +124,13 @@ def seal_boot_pack(
         "size": size,
         "frame": frame_bytes,
         "births": [[birth.epoch, birth.salt.hex()] for birth in births],
-        "frames": [[f.frame, births[f.at.birth], f.at.number, len(f.sealed)] for f in frames],
+        "frames": rows,
         "ids": base64.b64encode(b"".join(f.content for f in frames)).decode(),
     }
     salt = new_salt()
     name = boot_pack_prefix(tag, time) + id_of(salt).hex()
     head = seal_sections(keys, KIND_BOOT_PACK, name, encode_payload(canonical(table)), salt=salt)
-    data = b"".join([head, *(f.sealed for f in frames)])
+    data = b"".join([head, *pieces])
     try:
         made = open_boot_pack(keys, name, len(data), data)
         view = memoryview(data)
@@ -129,6 +142,14 @@ def seal_boot_pack(
             "faulty; it was not stored"
         ) from None
     return name, data
+
+
+def _again(last: Location | None, at: Location) -> int:
+    """The sealed bytes at the beginning of a frame that spans two that the one copied before it ends with."""
+    if last is None or not at.cut or at.pack != last.pack or at.offset < last.offset:
+        return 0
+    end = last.offset + last.length
+    return end - at.offset if at.offset < end < at.offset + at.length else 0
 
 
 def open_boot_pack(keys: Keyring, name: str, length: int, head: bytes) -> BootPack:
@@ -144,16 +165,24 @@ def open_boot_pack(keys: Keyring, name: str, length: int, head: bytes) -> BootPa
             raise ValueError("its counts disagree")
         if any(len(birth.salt) != SALT_BYTES for birth in births):
             raise ValueError("a birth that is none")
-        copies, offset = [], HEADER_BYTES + reader.lead
+        copies: list[Copy] = []
+        offset = HEADER_BYTES + reader.lead
         for place, numbers in enumerate(rows):
-            frame, row, number, sealed = map(int, numbers)
+            frame, row, number, sealed, cut, skip, again = map(int, (*numbers, 0, 0, 0)[:7])
             if not (0 <= frame * frame_bytes < size and 0 <= row < len(births)):
                 raise ValueError("a frame that is none")
-            if not (SEAL_BYTES <= sealed <= frame_bytes + SEAL_BYTES and 0 <= number < 1 << 32):
+            most = (2 if cut else 1) * (frame_bytes + SEAL_BYTES)
+            if not (SEAL_BYTES <= sealed <= most and 0 <= number < 1 << 32):
+                raise ValueError("a frame that is none")
+            if len(numbers) not in (4, 7) or not (
+                0 <= cut < sealed and (0 < skip < frame_bytes) == bool(cut)
+            ):
+                raise ValueError("a frame that is none")
+            if again and not (copies and 0 < again <= copies[-1].length and again < sealed):
                 raise ValueError("a frame that is none")
             content = ids[ID_BYTES * place : ID_BYTES * (place + 1)]
-            copies.append(Copy(frame, births[row], number, content, offset, sealed))
-            offset += sealed
+            copies.append(Copy(frame, births[row], number, content, offset - again, sealed, cut, skip))
+            offset += sealed - again
         made = int(value["time"])
         disk, snapshot = str(value["disk"]), str(value["snapshot"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:

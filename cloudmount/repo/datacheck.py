@@ -27,7 +27,7 @@ from cloudmount.repo.mapcheck import ITEM_FAILED, Reference
 from cloudmount.repo.mapobjects import map_table, open_item
 from cloudmount.repo.names import PACKS, map_name, pack_name
 from cloudmount.repo.objects import parse_header
-from cloudmount.repo.packs import PackTable, open_frame, open_seal, pack_table
+from cloudmount.repo.packs import PackTable, open_frame, open_seal, pack_table, spanned
 from cloudmount.repo.pages import ItemRef
 from cloudmount.repo.payload import METADATA_LIMIT, inflate_frame
 from cloudmount.repo.repository import Repository
@@ -45,8 +45,9 @@ T = TypeVar("T")
 
 _SCHEMA = """
 CREATE TABLE refs(
-  pack INTEGER, at INTEGER, length INTEGER, birth INTEGER, number INTEGER, plain INTEGER, content BLOB,
-  PRIMARY KEY(pack, at, length, birth, number, plain, content)) WITHOUT ROWID;
+  pack INTEGER, at INTEGER, length INTEGER, birth INTEGER, number INTEGER, cut INTEGER, skip INTEGER,
+  plain INTEGER, content BLOB,
+  PRIMARY KEY(pack, at, length, birth, number, cut, skip, plain, content)) WITHOUT ROWID;
 """
 
 
@@ -84,12 +85,14 @@ class References:
                     at.length,
                     self._birth(at.birth),
                     at.number,
+                    at.cut,
+                    at.skip,
                     length,
                     content,
                 )
                 for at, content, length in drawn
             ]
-            self._db.executemany("INSERT OR IGNORE INTO refs VALUES(?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR IGNORE INTO refs VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _birth(self, birth: Birth) -> int:
         number = self._births.get(birth)
@@ -109,17 +112,21 @@ class References:
             return []
         with self._lock:
             rows = self._db.execute(
-                "SELECT at, length, birth, number, plain, content FROM refs WHERE pack=? ORDER BY at", (no,)
+                "SELECT at, length, birth, number, cut, skip, plain, content FROM refs WHERE pack=? "
+                "ORDER BY at",
+                (no,),
             ).fetchall()
         return [
-            Reference(Location(pack, at, length, self._numbered[birth], number), content, plain)
-            for at, length, birth, number, plain, content in rows
+            Reference(Location(pack, at, length, self._numbered[birth], number, cut, skip), content, plain)
+            for at, length, birth, number, cut, skip, plain, content in rows
         ]
 
     def totals(self) -> tuple[int, int]:
-        """How many distinct frames, and their sealed bytes."""
+        """How many distinct frames, and their sealed bytes: those of frames that span two are others'."""
         with self._lock:
-            count, size = self._db.execute("SELECT count(*), total(length) FROM refs").fetchone()
+            count, size = self._db.execute(
+                "SELECT count(*), total(CASE cut WHEN 0 THEN length ELSE 0 END) FROM refs"
+            ).fetchone()
         return int(count), int(size)
 
     def close(self) -> None:
@@ -189,7 +196,9 @@ class DataCheck:
         if size is None:
             return  # told by the maps
         pieces = [
-            _Piece(r.at.offset, r.at.length, partial(self._prove, r), partial(self._bad_frame, r.at))
+            _Piece(
+                r.at.offset, r.at.length, partial(self._prove, r), partial(self._bad_frame, r.at, r.length)
+            )
             for r in wanted
         ]
         told = {(r.at, r.content) for r in wanted}
@@ -236,9 +245,21 @@ class DataCheck:
         if self._keys.content_id(inflate_frame(payload, self._frame, self._find)) != content:
             raise DamagedError("a frame opens, but its content id is another's")
 
-    def _bad_frame(self, at: Location, why: str) -> None:
-        self._damage.add_frame(at)
+    def _bad_frame(self, at: Location, length: int, why: str) -> None:
+        for part in self._unsound(at, length) if at.cut else (at,):
+            self._damage.add_frame(part)
         self.bad[at] = why
+
+    def _unsound(self, at: Location, length: int) -> Sequence[Location]:
+        """Which of the two frames that one spans do not open; both when that can't be told."""
+        bad = []
+        for part in spanned(at):
+            try:
+                sealed = self._store.read(pack_name(at.pack), part.offset, part.length)
+                open_frame(self._keys, part, sealed, length, self._find)
+            except (DamagedError, BlobMissingError):
+                bad.append(part)
+        return bad or spanned(at)
 
     def _bad_spare(self, name: str, at: Location, why: str) -> None:
         self._damage.add_frame(at)

@@ -283,9 +283,9 @@ class MapCheck:
             if at is None:
                 continue
             every[i] = content = ids[segment.row(i)]
-            sealed += at.length
+            sealed += at.counted
             blocks |= 1 << (i * frame // BLOCK_BYTES)
-            why = self._misplaced(at)
+            why = self._misplaced(at, length(i))
             if why is None:
                 found.append(Reference(at, content, length(i)))
             elif bad and bad[-1][2] == why and sum(bad[-1][:2]) == i:
@@ -296,8 +296,10 @@ class MapCheck:
         digest = segment_digest(self._repository.keys, every)
         return _Facts(digest, sealed, blocks, tuple(bad))
 
-    def _misplaced(self, at: Location) -> str | None:
-        """Why a frame can't lie there; None when it may."""
+    def _misplaced(self, at: Location, length: int) -> str | None:
+        """Why a frame of `length` bytes can't lie there; None when it may."""
+        if at.cut and not (length == self._repository.geometry.frame > at.skip):
+            return "a frame's place makes no sense"
         size = self._trust.packs.get(at.pack)
         if size is not None and at.offset + at.length <= size:
             return "a frame's place makes no sense" if at.offset < HEADER_BYTES else None

@@ -203,9 +203,39 @@ def open_seal(keys: Keyring, at: Location, sealed: bytes | memoryview) -> bytes:
 def open_frame(
     keys: Keyring, at: Location, sealed: bytes | memoryview, plain_length: int, find: FindDictionary
 ) -> bytes:
-    """The plain bytes of a frame from its sealed ones; `DamagedError` when they are not those. What `find`
-    raises comes as it is."""
-    return decode_frame(open_seal(keys, at, sealed), plain_length, find)
+    """The plain bytes of a frame from its sealed ones, also of one that spans two; `DamagedError` when they
+    are not those. What `find` raises comes as it is."""
+    if not at.cut:
+        return decode_frame(open_seal(keys, at, sealed), plain_length, find)
+    if len(sealed) != at.length or at.skip >= plain_length:
+        raise DamagedError(f"a frame from byte {at.skip} of another can't be in {len(sealed)} sealed bytes")
+    view = memoryview(sealed)
+    first, second = (
+        open_frame(keys, part, view[part.offset - at.offset :][: part.length], plain_length, find)
+        for part in spanned(at)
+    )
+    return b"".join((memoryview(first)[at.skip :], memoryview(second)[: at.skip]))
+
+
+def spanned(at: Location) -> tuple[Location, Location]:
+    """The two whole frames that the one at `at` spans, each as long as itself (FORMAT.md 6.3)."""
+    first = at._replace(length=at.cut, cut=0, skip=0)
+    return first, first._replace(offset=at.offset + at.cut, length=at.length - at.cut, number=at.number + 1)
+
+
+def spanning(first: Location, second: Location, skip: int) -> Location | None:
+    """Where a frame lies that begins at byte `skip` of the frame at `first` and goes on in that at `second`;
+    None unless those adjoin in one pack, so that one range holds both."""
+    end = first.offset + first.length
+    adjoin = (first.pack, first.birth, end, first.number + 1) == (
+        second.pack,
+        second.birth,
+        second.offset,
+        second.number,
+    )
+    if not adjoin or first.cut or second.cut or skip <= 0:
+        return None
+    return first._replace(length=first.length + second.length, cut=first.length, skip=skip)
 
 
 def seal_index(keys: Keyring, tables: Sequence[PackTable]) -> tuple[str, bytes]:

@@ -183,7 +183,7 @@ class StreamBuilder:
         self._ids[place], self._locations[place] = content, at
         block = frame * self._geometry.frame // BLOCK_BYTES
         self._present[block >> 3] |= 1 << (block & 7)
-        self._sealed[number] = self._sealed.get(number, 0) + at.length
+        self._sealed[number] = self._sealed.get(number, 0) + at.counted
         self.stored += 1
 
     def _finish_segment(self) -> None:

@@ -75,6 +75,10 @@ class SegmentHeader(Record):
     births: Annotated[int, "I"]
 
 
+SPANS = 1 << 31
+"""Set in a segment's `packs` when it has frames that span two: the columns cut and skip follow."""
+
+
 @record(size=36, spec="FORMAT.md 6.3")
 class BirthRow(Record):
     """A row of a segment's table of births."""

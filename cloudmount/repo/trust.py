@@ -31,7 +31,7 @@ class Trust:
         return (
             size is not None
             and HEADER_BYTES <= at.offset <= size - at.length
-            and (at.pack, at.offset) not in self.damage.frames
+            and all((at.pack, offset) not in self.damage.frames for offset in at.offsets)
         )
 
     def item(self, ref: ItemRef) -> bool:

@@ -56,14 +56,16 @@ class Wanted(NamedTuple):
 def bridge(places: Iterable[Location], waste: float = WASTE) -> int:
     """The largest gap between neighbours that is read through, in bytes: as large as may be for all gaps up
     to it to be together at most `waste` of the bytes wanted."""
-    last: Location | None = None
+    pack, end = b"", 0
     gaps = []
     needed = 0
     for at in sorted(places, key=lambda at: at[:2]):
-        needed += at.length
-        if last is not None and last.pack == at.pack and 0 < at.offset - last.offset - last.length <= GAP:
-            gaps.append(at.offset - last.offset - last.length)
-        last = at
+        if pack != at.pack:
+            pack, end = at.pack, at.offset
+        if 0 < at.offset - end <= GAP:
+            gaps.append(at.offset - end)
+        needed += max(0, at.offset + at.length - max(end, at.offset))
+        end = max(end, at.offset + at.length)
     gaps.sort()
     left, most = needed * waste, 0
     for i, gap in enumerate(gaps):
@@ -114,11 +116,11 @@ def _pieces(
     piece: list[tuple[Wanted, Location]] = []
     held, most = 0, next(sizes)
     for member in members:
-        if piece and held + member[1].length > most:
+        if piece and held + member[1].counted > most:
             yield piece
             piece, held, most = [], 0, next(sizes)
         piece.append(member)
-        held += member[1].length
+        held += member[1].counted
     if piece:
         yield piece
 

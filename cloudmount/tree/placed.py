@@ -40,7 +40,7 @@ class PlacedFiles:
 def stored_bytes(stream: FrameMap, places: Sequence[Place]) -> int:
     """Sealed bytes of the frames that hold a file."""
     frames = {n for _, at, length in places for n in _frames(stream, at, length)}
-    return sum(at.length for n in frames if (at := stream.locate(n)) is not None)
+    return sum(at.counted for n in frames if (at := stream.locate(n)) is not None)
 
 
 def content(

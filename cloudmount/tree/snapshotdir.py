@@ -292,7 +292,7 @@ class StoredFile:
         if isinstance(content, StreamMap):
             return content.root.sealed
         frames = range(-(-content.size // content.frame_bytes))
-        return sum(at.length for n in frames if (at := content.locate(n)) is not None)
+        return sum(at.counted for n in frames if (at := content.locate(n)) is not None)
 
     def content(self) -> str | None:
         """As `nodes.Identified` demands."""

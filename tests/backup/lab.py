@@ -209,7 +209,7 @@ def compare_entry(stored: Stored, name: str, path: Path) -> None:
 
 def fill(folder: Path, seed: int, common: int = 0) -> Path:
     """A source with a disk of which a dictionary is trained, folders, small files and a large one; half of it
-    the same for each `common`."""
+    the same for each `common`. The disk holds 90,000 bytes twice, at another alignment."""
     mine, shared = random.Random(seed), random.Random(common)
     folder.mkdir(parents=True)
     with (folder / "disk.img").open("wb") as f:
@@ -221,7 +221,9 @@ def fill(folder: Path, seed: int, common: int = 0) -> Path:
         f.seek(2 << 20)
         f.write(text(common, 150_000) + text(seed, 50_000))
         f.seek(3 << 20)
-        f.write(shared.randbytes(300_000))
+        f.write(noise := shared.randbytes(300_000))
+        f.seek((4 << 20) + 3 * 512)
+        f.write(noise[:90_000])
     with (folder / "large").open("wb") as f:
         f.write(shared.randbytes(40 * FRAME))
         f.seek(1000 * FRAME)

@@ -222,8 +222,8 @@ def during_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]
     def arm(action: Callable[[], None]) -> None:
         original = Pipeline.stream
 
-        def stream(self: Pipeline, source: BlockSource, sink: object) -> None:
-            original(self, source, sink)  # type: ignore[arg-type]  # the sink is handed on
+        def stream(self: Pipeline, source: BlockSource, sink: object, again: object = None) -> None:
+            original(self, source, sink, again)  # type: ignore[arg-type]  # both are handed on
             monkeypatch.setattr(Pipeline, "stream", original)
             action()
 

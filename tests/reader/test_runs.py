@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmount.reader.runs import coalesce
@@ -45,6 +46,30 @@ def test_every_frame_lies_in_one_run_and_runs_keep_their_bounds(
             assert b.offset - (a.offset + a.length) <= bridge
     firsts = [min(run.members) for run in runs]
     assert firsts == sorted(firsts)
+
+
+@settings(deadline=None)
+@given(places(), st.integers(1000, 40000), st.randoms())
+def test_what_spans_two_is_asked_for_with_its_neighbours(
+    found: list[Location], longest: int, rng: random.Random
+) -> None:
+    """Frames that overlap lie in one run, as far as it may go; no byte is twice in one."""
+    whole = sorted(set(found), key=lambda a: (a.pack, a.offset))
+    spans = [
+        a._replace(length=a.length + b.length, cut=a.length, skip=1)
+        for a, b in itertools.pairwise(whole)
+        if (a.pack, a.offset + a.length) == (b.pack, b.offset)
+    ]
+    mixed = rng.sample(found + spans, len(found + spans))
+    runs = coalesce(range(len(mixed)), lambda i: mixed[i], longest=longest, bridge=0)
+    assert sorted(i for run in runs for i in run.members) == list(range(len(mixed)))
+    for run in runs:
+        inside = [mixed[i] for i in run.members]
+        assert min(a.offset for a in inside) == run.offset
+        assert max(a.offset + a.length for a in inside) == run.end
+        assert run.length <= max(longest, *(a.length for a in inside), 0)
+    for a, b in itertools.pairwise(sorted(runs, key=lambda r: (r.pack, r.offset))):
+        assert a.pack != b.pack or a.end <= b.offset or b.end - a.offset > longest
 
 
 def test_adjoining_frames_are_one_request_and_gaps_are_read_through_when_small() -> None:

@@ -6,16 +6,18 @@ import base64
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmount.crypto.keyring import Keyring, new_salt
 from cloudmount.crypto.slots import canonical
 from cloudmount.errors import CloudMountError, DamagedError
+from cloudmount.reader.aside import Aside
 from cloudmount.repo.bootpacks import Source, open_boot_pack, seal_boot_pack
 from cloudmount.repo.locations import Birth, Location
 from cloudmount.repo.names import boot_pack_prefix
 from cloudmount.repo.objects import seal_single
+from cloudmount.repo.packs import open_frame
 from cloudmount.repo.payload import no_dictionary
 from cloudmount.repo.structures import KIND_BOOT_PACK
 
@@ -57,6 +59,42 @@ def test_it_is_read_as_it_was_written(rows: list[tuple[int, int, int]]) -> None:
     ]
     for copy, frame in zip(pack.copies, frames, strict=True):
         assert data[copy.offset : copy.offset + copy.length] == frame.sealed
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 18), min_size=1, max_size=15), st.lists(st.booleans(), min_size=15, max_size=15)
+)
+def test_what_spans_two_is_copied_with_both(starts: list[int], spanning: list[bool]) -> None:
+    """In a run what they have in common is there once; in any order each opens to its content."""
+    birth = Birth(0, b"s" * 32)
+    whole = [source(n, birth, n) for n in range(20)]
+    offset, placed = 64, []
+    for each in whole:
+        placed.append(each._replace(at=each.at._replace(offset=offset)))
+        offset += each.at.length
+    frames = []
+    for n, spans in zip(starts, spanning, strict=False):
+        one, two = placed[n], placed[n + 1]
+        if spans:
+            at = one.at._replace(length=one.at.length + two.at.length, cut=one.at.length, skip=100)
+            sealed = one.sealed + two.sealed
+            plain = open_frame(KEYS, at, sealed, UNIT, no_dictionary)
+            frames.append(Source(n, at, KEYS.content_id(plain), sealed))
+        else:
+            frames.append(one)
+    name, data = made(frames)
+    pack = open_boot_pack(KEYS, name, len(data), data)
+    aside = Aside(pack, print)
+    for copy, frame in zip(pack.copies, frames, strict=True):
+        assert data[copy.offset : copy.offset + copy.length] == frame.sealed
+        assert (copy.cut, copy.skip) == (frame.at.cut, frame.at.skip)
+        found = aside.where(frame.at)
+        assert found is not None
+        assert data[found.offset : found.offset + found.length] == frame.sealed
+        assert found._replace(pack=frame.at.pack, offset=frame.at.offset) == frame.at
+    if starts == sorted(set(starts)) and all(spanning) and len(starts) == starts[-1] - starts[0] + 1:
+        assert len(data) - pack.copies[0].offset == (len(starts) + 1) * (UNIT + 16)
 
 
 def test_a_changed_bit_does_not_open() -> None:
@@ -102,6 +140,13 @@ def test_frames_that_do_not_open_are_not_stored() -> None:
         {"frames": [[0, 0, 1 << 32, 100]]},
         {"frames": [[0, 0, 0, UNIT + 17]]},
         {"frames": [[0, 0, 0]]},
+        {"frames": [[0, 0, 0, 100, 20]]},
+        {"frames": [[0, 0, 0, 100, 100, 1, 0]]},
+        {"frames": [[0, 0, 0, 100, 20, 0, 0]]},
+        {"frames": [[0, 0, 0, 100, 0, 1, 0]]},
+        {"frames": [[0, 0, 0, 100, 20, UNIT, 0]]},
+        {"frames": [[0, 0, 0, 100, 20, 1, 1]]},
+        {"frames": [[0, 0, 0, 100, -1, 1, 0]]},
         {"frames": [["x", 0, 0, 100]]},
         {"frames": 7},
         {"ids": ""},

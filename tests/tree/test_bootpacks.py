@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -240,3 +241,32 @@ def test_a_clean_check_says_nothing_of_it(lab: Lab) -> None:
     drilled(lab)
     found = check(lab.reopened(), read_data=100)
     assert found.ok and not [n for n in found.notices if BOOT_PACKS in n]
+
+
+def test_what_spans_two_frames_is_copied_too(tmp_path: Path) -> None:
+    """A boot of a disk whose files lie in it twice, at another alignment: no pack is needed later."""
+    (tmp_path / "lab").mkdir()
+    made = Lab(tmp_path / "lab")
+    image = made.folder / "disk.img"
+    content_ = bytearray(random.Random(2).randbytes(SIZE))
+    for n in range(SIZE // UNIT):  # all that is read lies in it twice
+        if n % 2:
+            content_[n * UNIT : (n + 1) * UNIT - 512] = content_[(n - 1) * UNIT + 512 : n * UNIT]
+    content_[510:512] = b"\x55\xaa"
+    image.write_bytes(content_)
+    made.backup(image)
+    reads = [at | 1 for at in READS]
+    with learning(made, None) as tree:
+        assert boot(tree, reads) == content(made, reads)
+        assert tree.learning is not None
+        (trace,) = tree.learning.traces()
+    repository = made.reopened()
+    assert leave_boot_pack(repository, repository.latest("srv"), trace, tell=print) is not None
+    assert leave_boot_pack(repository, repository.latest("srv"), trace, tell=print) is None, "it serves on"
+    (pack,) = packs(made)
+    assert any(copy.cut for copy in pack.copies)
+    assert check(made.reopened(), read_data=100).notices == []
+    for name in [*kept(made), *objects(memory(made), PACKS)]:
+        made.store.delete(name)
+    with learning(made, None) as tree:
+        assert boot(tree, reads) == content(made, reads)
