@@ -10,7 +10,7 @@ import pytest
 
 from cloudmount.blobs.memory import MemoryStore
 from tests.backup.lab import FRAME, SMALL, Lab, flip, objects, replace
-from tests.trained import text
+from tests.trained import text, trained
 
 MIB = 1 << 20
 
@@ -20,6 +20,7 @@ def tiny(tmp_path: Path) -> tuple[Lab, MemoryStore]:
     pages, files small and large, a pack that nothing names, a damage object, a dictionary."""
     store = MemoryStore()
     lab = Lab(tmp_path, store, replace_fields(SMALL, dictionary=1 << 10))
+    lab.repository.dictionaries.add(trained(1 << 10), {}, store.create)
     rng = random.Random(1)
     source = tmp_path / "s"
     source.mkdir()
@@ -31,14 +32,14 @@ def tiny(tmp_path: Path) -> tuple[Lab, MemoryStore]:
     disk = tmp_path / "disk.img"
     with disk.open("wb") as f:
         f.truncate(33 * MIB)
-        f.write(b"disk" + text(1, 2 * FRAME))
+        f.write(b"disk" + text(1, 1000))
         f.seek(32 * MIB)
         f.write(rng.randbytes(100))
     other = tmp_path / "other.img"
     other.write_bytes(b"o" * 512)
-    left = lab.backup(source, other, worth_bytes=1 << 30)
+    left = lab.backup(source, other)
     lab.store.delete(left.key.name(lab.repository.keys.tag("srv")))  # its packs and maps stay
-    lab.backup(source, disk, worth_bytes=2 * FRAME)
+    lab.backup(source, disk)
     (source / "small").write_bytes(b"t" * 300)
     lab.backup(source, disk, journal=False)
     name = next(iter(objects(store, "packs/")))
