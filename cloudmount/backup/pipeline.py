@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from cloudmount.backup.progress import BackupProgress
-from cloudmount.backup.spans import UNCHANGED, WORTH, Marks, Spans, Stream, marks
+from cloudmount.backup.spans import LOOKED, UNCHANGED, WORTH, Marks, Spans, Stream, drawn, marks
 from cloudmount.backup.uploader import Uploader
 from cloudmount.crypto.keyring import Keyring
 from cloudmount.errors import CloudMountError, UnreadableInputError
@@ -178,7 +178,7 @@ class Pipeline:
 
     def _spanning(self, taken: Taken, sink: Sink, part: Stream) -> Location | None:
         """Where two frames that are stored hold a new one's bytes, at another alignment."""
-        if taken.marks is None or not taken.marks.words:
+        if taken.marks is None:
             return None
         at = self._spans.find(part, taken.frame, taken.content, taken.marks)
         return at if at is not None and sink.usable(taken.frame, at) else None
@@ -215,9 +215,9 @@ class Pipeline:
                 takes_part
                 and len(plain) == self._frame <= size * WORTH
                 and not (at is not None and at.cut)
-                and not (n in known and n % UNCHANGED)
+                and not (n in known and not drawn(n, UNCHANGED))
             ):
-                made = marks(data, begin, self._frame, new=at is None)
+                made = marks(data, begin, self._frame, looked=at is None and n % LOOKED == 0)
             taken.append(Taken(n, content, at, payload, len(plain), moment, made))
         return taken
 

@@ -1,7 +1,7 @@
 """Frames whose bytes lie elsewhere in what is backed up, at another alignment (FORMAT.md 6.3).
 
-Decided here and only here: how such a frame is found (a word of each half of the frames read is
-remembered, and the first words of all sectors in the first half of a new one are looked up, so whatever was
+Decided here and only here: how such a frame is found (the first word of each quarter of the frames read is
+remembered, and those of all sectors in the first quarter of every second new one are looked up, so what was
 copied by whole sectors is found), that what was found is read again and proved by content ids before it
 counts, and what that may cost: a bounded table and a few tries a frame. What is copied otherwise, as file
 systems don't, is stored as before: to look at every byte takes several times as long.
@@ -28,46 +28,47 @@ WORD = 8
 """Bytes at the beginning of a sector that it is known by."""
 WORTH = 4
 """Only frames that take a fourth of their length when stored: smaller ones cost less than reading two."""
-PARTS = 2
-"""A word of each of a frame's so many parts is remembered, and a new frame's first part looked up: with one
-that takes twice as long, with more the table is full sooner."""
-UNCHANGED = 4
-"""Of frames that the last snapshot has in the same place only every fourth is remembered: a disk that is
-read again must stay quick."""
+PARTS = 4
+"""A word of each of a frame's so many parts is remembered, and a new frame's first part looked up: with fewer
+that takes longer (memory is slow: 0.2 us a word), with more the table is full sooner."""
+LOOKED = 2
+"""Every second new frame is looked up, beside those behind one that was found."""
+UNCHANGED = 3
+"""A mask for `drawn`: of frames that the last snapshot has in the same place only every fourth is remembered,
+since a disk that is read again must stay quick."""
 TABLE = 1 << 17
-"""Words remembered, 17 MB: of each frame of 8 GiB, then of every second frame, and so on."""
+"""Words remembered, 17 MB: of each frame of 4 GiB, then of every second frame, and so on."""
 TRIES = 4
 """Places looked at for a frame."""
-DISTINCT = 6
+DISTINCT = 7
 """Different bytes that a word must have to be remembered."""
 OPEN = 2
 """Sources of other streams that are open at once, beside the one being stored."""
 
 
 class Marks(NamedTuple):
-    """What a worker found in a frame: words to be remembered, each behind the byte it begins at, and the
-    first words of sectors, to be looked up."""
+    """What a worker took of a frame: the first word of each of its parts, to be remembered, and those of the
+    sectors of its first part, to be looked up."""
 
-    kept: Sequence[tuple[int, int]]
+    kept: Sequence[int]
     words: Sequence[int]
 
 
-def marks(data: bytes, begin: int, frame: int, *, new: bool) -> Marks:
-    """Of the whole frame of `frame` bytes that begins at `begin` of `data`; `new` ones are looked up."""
+def marks(data: bytes, begin: int, frame: int, *, looked: bool) -> Marks:
+    """Of the whole frame of `frame` bytes that begins at `begin` of `data`; no `words` unless `looked` up."""
     part = frame // PARTS
-    kept = []
-    for at in range(0, frame, part):
-        for offset in range(at, at + part, max(SECTOR, part // 4)):
-            word = data[begin + offset : begin + offset + WORD]
-            if len(set(word)) >= DISTINCT:
-                kept.append((offset, int.from_bytes(word, "little")))
-                break
-    return Marks(kept, _words(part).unpack_from(data, begin) if new else ())
+    kept = _words(PARTS, part).unpack_from(data, begin)
+    return Marks(kept, _words(part // SECTOR, SECTOR).unpack_from(data, begin) if looked else ())
 
 
 @functools.cache
-def _words(length: int) -> struct.Struct:
-    return struct.Struct("<" + f"Q{SECTOR - WORD}x" * (length // SECTOR - 1) + "Q")
+def _words(count: int, step: int) -> struct.Struct:
+    return struct.Struct("<" + f"Q{step - WORD}x" * (count - 1) + "Q")
+
+
+def drawn(frame: int, mask: int) -> bool:
+    """Whether a frame is of those that are remembered: one of `mask` + 1, without any period."""
+    return not (frame * 0x9E3779B1 >> 16) & mask
 
 
 @dataclass(slots=True)
@@ -96,7 +97,8 @@ class Spans:
         self._keys, self._frame, self._find_all = keys, frame, find_all
         self._streams: list[Stream] = []
         self._table: dict[int, int] = {}
-        """A word to the number of a stream and, in the lower 56 bits, its place there."""
+        """A word to the number of a stream and, in the lower 56 bits, its place there; -1 when it was met
+        elsewhere too, as the beginnings of files are."""
         self._mask = 0
         self._open: dict[int, BlockSource | None] = {}
         self._last: tuple[int, int, bytes, bytes] | None = None
@@ -109,16 +111,20 @@ class Spans:
 
     def remember(self, stream: Stream, frame: int, found: Marks) -> None:
         """A frame that is stored as itself."""
-        if frame & self._mask:
+        if not drawn(frame, self._mask):
             return
-        for offset, word in found.kept:
-            self._table.setdefault(word, stream.number << 56 | (frame * self._frame + offset))
+        begin = stream.number << 56 | frame * self._frame
+        for i, word in enumerate(found.kept):
+            if len(set(word.to_bytes(WORD, "little"))) >= DISTINCT:
+                place = begin + i * (self._frame // PARTS)
+                if self._table.setdefault(word, place) != place:
+                    self._table[word] = -1
         if len(self._table) > TABLE:
             self._mask = 2 * self._mask + 1
             self._table = {
                 word: place
                 for word, place in self._table.items()
-                if not (place & (1 << 56) - 1) // self._frame & self._mask
+                if place >= 0 and drawn((place & (1 << 56) - 1) // self._frame, self._mask)
             }
 
     def find(self, stream: Stream, frame: int, content: bytes, found: Marks) -> Location | None:
@@ -141,7 +147,7 @@ class Spans:
             return
         for i, word in enumerate(words):
             place = self._table.get(word)
-            if place is None:
+            if place is None or place < 0:
                 continue
             number, begin = place >> 56, (place & (1 << 56) - 1) - i * SECTOR
             if begin >= 0 and (number, begin) not in tried:
@@ -149,6 +155,7 @@ class Spans:
                     return
                 tried.add((number, begin))
                 yield self._streams[number], begin
+                self._table[word] = -1  # it went on to be asked: this was not it
 
     def _proved(self, base: Stream, begin: int, content: bytes, words: Sequence[int]) -> Location | None:
         """Where the frame lies whose bytes are those of `base` from `begin` on, if that is so.
@@ -163,7 +170,7 @@ class Spans:
             source = base.source or self._opened(base)
             if source is None:
                 return None
-            for i in (0, len(words) - 1):  # most that is none ends here
+            for i in {0, len(words) - 1} if words else ():  # most that is none ends here
                 if source.read_at(begin + i * SECTOR, WORD) != words[i].to_bytes(WORD, "little"):
                     return None
             (one, plain), (two, more) = (self._read(base, source, first + i) for i in range(2))
