@@ -256,12 +256,31 @@ def windows_refuses(name: str) -> str | None:
     return None
 
 
+def windows_name(name: str) -> str | None:
+    """A name as a copy on Windows has it: as it is where Windows can hold it, else as the drive shows it
+    (`winnames`); None for those that are too long even so, and for what is no name."""
+    if windows_refuses(name) is None:
+        return name
+    if not name or name in (".", "..") or "\0" in name or "/" in name:
+        return None
+    shown = escape(name)
+    return shown if windows_refuses(shown) is None else None
+
+
+def held(below: str) -> str | None:
+    """A path of a snapshot, relative, with `/`, as copies on this system have it; None when it can't be."""
+    if not WINDOWS:
+        return below
+    parts = [windows_name(part) for part in below.split("/")]
+    return None if None in parts else "/".join(filter(None, parts))
+
+
 def refused(below: str) -> str | None:
-    """Why this system can't hold a path of a snapshot, relative, with `/`; None when its file system will be
-    asked."""
+    """Why this system can't hold a path of a snapshot, relative, with `/`, under any name (`held`); None when
+    its file system will be asked."""
     if not WINDOWS:
         return None
-    return next((why for part in below.split("/") if (why := windows_refuses(part)) is not None), None)
+    return next((windows_refuses(part) for part in below.split("/") if windows_name(part) is None), None)
 
 
 def long_path(path: str) -> str:

@@ -28,6 +28,7 @@ MARKS = {
         "disks/test_sgdisk_tables.py",
         "disks/test_synthesis.py",
         "disks/test_vhd_synthesis.py",
+        "guest/test_ext_sleuth.py",
         "guest/test_oracles.py",
         "guest/test_windows.py",
     ),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudmount import system
+from cloudmount import system, winnames
 from cloudmount.app.places import cache_folder, state_folder
 
 NAMES = st.text(
@@ -63,11 +63,24 @@ def test_names_that_it_can(name: str) -> None:
     assert system.windows_refuses(name) is None
 
 
+@given(NAMES)
+def test_what_windows_can_not_hold_is_called_as_on_the_drive(name: str) -> None:
+    shown = system.windows_name(name)
+    if shown is None:
+        assert system.windows_refuses(name) is not None
+        return
+    assert system.windows_refuses(shown) is None
+    assert shown == (name if system.windows_refuses(name) is None else winnames.escape(name))
+
+
 def test_below_a_target_only_windows_is_asked(windows: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert system.refused("docs/plan.docx") is None
-    assert system.refused("docs/..\\..\\evil") is not None and system.refused("aux/plan") is not None
+    assert system.refused("docs/plan.docx") is None and system.held("docs/plan.docx") == "docs/plan.docx"
+    assert system.held("docs/..\\..\\evil") == "docs/..\uf05c..\uf05cevil"
+    assert system.held("aux/a:b") == "\uf061ux/a\uf03ab"
+    assert system.refused("aux/plan") is None and system.refused("docs/../plan") is not None
+    assert system.held("docs/" + "x" * 256) is None and system.refused("docs/" + "x" * 256) is not None
     monkeypatch.setattr(system, "WINDOWS", False)
-    assert system.refused("docs/a:b") is None
+    assert system.refused("docs/a:b") is None and system.held("docs/a:b") == "docs/a:b"
 
 
 @given(WINDOWS_PATHS)

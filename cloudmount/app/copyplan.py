@@ -18,13 +18,16 @@ from typing import Generic, TypeVar
 
 from cloudmount.app.browsing import Found, walk
 from cloudmount.app.companions import companions, renamed
+from cloudmount.app.unnameable import renaming
 from cloudmount.errors import CloudMountError, NotFoundError, StoreError, TargetExistsError, UsageError
 from cloudmount.nodes import Dir, File, Link, Node, Stored, is_dir, is_file, is_link
-from cloudmount.system import refused
+from cloudmount.system import held, refused
 from cloudmount.tree.snapshotdir import StoredDisk, StoredFile
 
 MEASURING_SECONDS = 2.0
 """How long maps are asked what files take; sizes must do for the rest."""
+MOST_TOLD = 20
+"""Names told of that are others here."""
 N = TypeVar("N", bound=Node)
 
 
@@ -63,7 +66,7 @@ def target_of(name: str, target: Path, *, folder: bool, slash: bool) -> Path:
         why = refused(name)
         if why is not None:
             raise UsageError(f"{name!r}: {why}: give it another name")
-        return target / name
+        return target / (held(name) or name)
     if os.path.lexists(target):
         raise TargetExistsError(
             f"{target} exists{' and is not a folder' if folder else ''}; it is not overwritten: "
@@ -87,20 +90,25 @@ def plan_copy(
     """
     plan = CopyPlan()
     top = target_of(found.name, target, folder=is_dir(found.node), slash=slash)
-    _add(disks, plan, found.path, found.node, top)
+    renames = [(found.name, top.name)] if target.is_dir() and top.name != found.name else []
+    _add(disks, plan, found.path, found.node, top, renames)
     if not only and is_file(found.node):
         what, beside = companions(found.name, (name for name, _ in found.folder.list()))
         for name in beside:
             node = found.folder.lookup(name)
             if node is not None:
                 folder = found.path.rpartition("/")[0]
-                place = top.with_name(renamed(name, found.name, top.name))
-                _add(disks, plan, f"{folder}/{name}" if folder else name, node, place)
+                other = renamed(name, found.name, top.name)
+                place = top.with_name(held(other) or other)
+                _add(disks, plan, f"{folder}/{name}" if folder else name, node, place, renames)
         if beside:
             plan.notes.append(
                 f"{found.name} is {what}: {', '.join(beside)} {'come' if len(beside) > 1 else 'comes'} along "
                 "(--only leaves that out)"
             )
+    plan.notes += map(renaming, renames[:MOST_TOLD])
+    if len(renames) > MOST_TOLD:
+        plan.notes.append(f"... and {len(renames) - MOST_TOLD} more names that Windows can't hold")
     _check_free(plan)
     until = time.monotonic() + MEASURING_SECONDS
     for file in plan.files:
@@ -109,8 +117,15 @@ def plan_copy(
     return plan
 
 
-def _add(disks: Sequence[StoredDisk], plan: CopyPlan, path: str, node: Node, target: Path) -> None:
-    """Plan `node` and what is in it."""
+def _add(
+    disks: Sequence[StoredDisk],
+    plan: CopyPlan,
+    path: str,
+    node: Node,
+    target: Path,
+    renames: list[tuple[str, str]],
+) -> None:
+    """Plan `node` and what is in it; what gets another name here is added to `renames`."""
     _add_one(plan, path, node, target)
     if not is_dir(node):
         return
@@ -129,9 +144,12 @@ def _add(disks: Sequence[StoredDisk], plan: CopyPlan, path: str, node: Node, tar
             plan.skipped.append((below, why))
         if why is not None or folder not in places:
             continue
+        shown = held(name) or name
+        if shown != name:
+            renames.append((below, shown))
         if is_dir(child):
-            places[below] = places[folder] / name
-        _add_one(plan, below, child, places[folder] / name)
+            places[below] = places[folder] / shown
+        _add_one(plan, below, child, places[folder] / shown)
 
 
 def _add_one(plan: CopyPlan, path: str, node: Node, target: Path) -> None:

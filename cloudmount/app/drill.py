@@ -15,8 +15,8 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypedDict
 
 from cloudmount import __version__
 from cloudmount.app.boot import BootOptions
@@ -113,6 +113,7 @@ def drill(
         screenshot = _screenshot(vm)
         proof = _keep(looking.repository, looking.snapshot, facts, screenshot, tell, environ)
         _leave_for_boots(place, environ, looking if facts.result == "proved" else None, tell)
+        facts = replace(facts, **_spent(vm, looking))
         return Drill(facts, write_report(facts, screenshot, proof, environ), proof)
 
 
@@ -216,18 +217,33 @@ class _Looking:
         return self._search
 
 
+class _Spent(TypedDict):
+    total_bytes: int
+    requests: int
+    cost: int | None
+
+
+def _spent(vm: Vm, looking: _Looking) -> _Spent:
+    """What the drill has asked for so far, and what that costs, in millionths. What it stores is hot."""
+    state, counts = vm.state, looking.counts
+    assert state is not None
+    total, reads = state.fetched_bytes + counts.bytes_down, state.reads + counts.reads
+    cost = None
+    if is_billed(looking.repository.store.address):
+        table, tier = prices(), looking.repository.config.tier
+        parts = table.cost(tier, reads=reads, bytes_down=total) + table.cost("hot", writes=counts.writes)
+        cost = round(parts.total * 10**6)
+    return {"total_bytes": total, "requests": reads + counts.writes, "cost": cost}
+
+
 def _facts(vm: Vm, seen: Seen, looking: _Looking, ready: str | None, clock: int, ended_ms: int) -> Facts:
     assert looking.snapshot is not None
     snapshot = looking.snapshot
     words = ready if ready is not None else hardware_of(snapshot.summary).ready
     evidence = list(_evidence(vm, seen, looking, pattern(words) if words is not None else None))
     result, stage, why = _result(seen, looking, evidence, words)
-    state, counts = vm.state, looking.counts
+    state = vm.state
     assert state is not None
-    total, requests = state.fetched_bytes + counts.bytes_down, state.reads + counts.reads
-    cost = None
-    if is_billed(looking.repository.store.address):
-        cost = prices().cost(looking.repository.config.tier, reads=requests, bytes_down=total)
     return Facts(
         machine=snapshot.machine,
         snapshot=vm.definition.snapshot,
@@ -241,9 +257,7 @@ def _facts(vm: Vm, seen: Seen, looking: _Looking, ready: str | None, clock: int,
         ended_ms=ended_ms,
         fetched_bytes=seen.bytes,
         reads=seen.reads,
-        total_bytes=total,
-        requests=requests,
-        cost=None if cost is None else round(cost.total * 10**6),
+        **_spent(vm, looking),
         currency=prices().currency,
         accelerator=state.accelerator,
         evidence=tuple(evidence),

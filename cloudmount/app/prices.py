@@ -1,8 +1,8 @@
-"""What reading from Azure Blob Storage costs, about.
+"""What reading from Azure Blob Storage costs, and storing into it, about.
 
 Decided here and only here: how the price table (`prices.toml`, data that names its source and date) is
 read, and that an estimate counts all bytes that come down, not knowing what is left of a month's free ones.
-Immutable; safe on any thread.
+Bytes that go up cost nothing; what is kept there, each month, is not counted. Immutable; safe on any thread.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class TierPrices:
     """Of one access tier; retrieval is that of bytes read, beside their egress."""
 
     reads_per_10000: float
+    writes_per_10000: float
     listings_per_10000: float
     retrieval_per_gb: float
 
@@ -68,10 +69,14 @@ class Prices:
     """Of egress; not subtracted by `cost`."""
     tiers: Mapping[Tier, TierPrices]
 
-    def cost(self, tier: Tier, *, reads: int, bytes_down: int, listings: int = 0) -> Cost:
-        """What `reads` requests that bring `bytes_down` from `tier` cost, and `listings` beside."""
+    def cost(
+        self, tier: Tier, *, reads: int = 0, bytes_down: int = 0, listings: int = 0, writes: int = 0
+    ) -> Cost:
+        """What `reads` requests that bring `bytes_down` from `tier` cost, and beside them `listings`, and
+        `writes` that store an object there."""
         prices, gb = self.tiers[tier], bytes_down / self.gb
         asked = reads * prices.reads_per_10000 + listings * prices.listings_per_10000
+        asked += writes * prices.writes_per_10000
         return Cost(self.currency, asked / _COUNTED, gb * prices.retrieval_per_gb, gb * self.egress_per_gb)
 
 
@@ -97,7 +102,10 @@ def parse_prices(text: str) -> Prices:
         float(egress["free_gb_a_month"]),
         {
             tier: TierPrices(
-                float(of["reads_per_10000"]), float(of["listings_per_10000"]), float(of["retrieval_per_gb"])
+                float(of["reads_per_10000"]),
+                float(of["writes_per_10000"]),
+                float(of["listings_per_10000"]),
+                float(of["retrieval_per_gb"]),
             )
             for tier, of in value["tiers"].items()
         },

@@ -21,7 +21,7 @@ from cloudmount.app.restorefiles import FileRestore
 from cloudmount.app.restoreinside import InsideRestore, outputs
 from cloudmount.app.restorejournal import RestoreJournal
 from cloudmount.app.select import Selected
-from cloudmount.app.unnameable import UNNAMEABLE
+from cloudmount.app.unnameable import UNNAMEABLE, renaming
 from cloudmount.blobs.counting import CountingStore
 from cloudmount.errors import (
     CloudMountError,
@@ -36,7 +36,7 @@ from cloudmount.memory import for_moving
 from cloudmount.nodes import Dir, Kind, Node
 from cloudmount.repo.entries import Entry
 from cloudmount.repo.repository import Repository
-from cloudmount.system import DISK_FULL, refused
+from cloudmount.system import DISK_FULL, held, refused
 from cloudmount.tree.drive import Drive
 from cloudmount.tree.snapshotdir import MACHINE_JSON, OpenedSnapshot, SnapshotDir, StoredDisk
 
@@ -157,7 +157,7 @@ def restore(
     if len({below for *_, below in [*plan.disks, *plan.entries]}) != len(plan.disks) + len(plan.entries):
         raise UsageError("two things would be restored under one name; choose another --format")
     what = f"{selected.snapshot.id}:{selected.path}:{format or ''}"
-    place = _Place(target, plan.single, into)
+    place = _Place(target, plan.single, into, progress.notes)
     progress.total_bytes = sum(d.summary["size"] for d, *_ in plan.disks)
     progress.total_bytes += sum(e.size for _, e, _ in plan.entries if e.type == "file" and not e.hardlink)
     damaged: list[tuple[Path, CloudMountError]] = []
@@ -225,7 +225,7 @@ def _inside(
                 )
             node = below
         planned = outputs(node, selected.path.rpartition("/")[2], progress, skipped)
-        place = _Place(target, node.attr().kind is not Kind.DIR, into)
+        place = _Place(target, node.attr().kind is not Kind.DIR, into, progress.notes)
         progress.current = os.fspath(target)
         try:
             with place.journal(f"{selected.snapshot.id}:{selected.path}:") as journal:
@@ -289,25 +289,31 @@ def _write_new(path: Path, data: bytes) -> None:
 class _Place:
     """Where a restore goes: a folder, or one file under its old or a new name."""
 
-    def __init__(self, target: Path, single: bool, into: bool) -> None:
+    def __init__(self, target: Path, single: bool, into: bool, notes: list[str]) -> None:
+        """`notes` are added to."""
         self._into_folder = not single or into or target.is_dir()
-        self.target, self.single = target, single
+        self.target, self.single, self._notes = target, single, notes
 
     def path(self, below: str) -> Path:
         """Where the output with this path below the target goes."""
-        return self.target / below if self._into_folder else self.target
+        return self.target / (held(below) or below) if self._into_folder else self.target
 
     def holdable(
         self, outputs: Sequence[T], below: Callable[[T], str], skipped: list[tuple[Path, str]]
     ) -> list[T]:
-        """Those outputs whose names this system can hold; the others are noted."""
+        """Those outputs that this system can hold, under their names or others, which are noted; what it
+        can't hold is added to `skipped`."""
         found = []
         for output in outputs:
-            why = refused(below(output)) if self._into_folder else None
-            if why is None:
-                found.append(output)
-            else:
-                skipped.append((self.target / below(output), why))
+            path = below(output)
+            why = refused(path) if self._into_folder else None
+            if why is not None:
+                skipped.append((self.target / path, why))
+                continue
+            found.append(output)
+            shown = (held(path) or path).rpartition("/")[2]
+            if self._into_folder and shown != path.rpartition("/")[2]:
+                self._notes.append(renaming((path, shown)))
         return found
 
     def journal(self, what: str) -> RestoreJournal:

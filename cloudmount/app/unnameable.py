@@ -16,6 +16,12 @@ UNNAMEABLE = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 TOO_LARGE = "the file system there holds no file as large as this"
 
 
+def renaming(names: tuple[str, str]) -> str:
+    """What is said of a path of a snapshot that copies have under another name here (`system.held`)."""
+    path, shown = names
+    return f"{path!a} is called {shown!a} here, as on the drive: Windows can't hold its name"
+
+
 class Unnameable:
     """The outputs that could not be made for their names."""
 

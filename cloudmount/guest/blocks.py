@@ -28,6 +28,8 @@ class ParentBlocks:
         length = max(0, min(length, self.size - offset))
         if offset < 0 or not length:
             return b""
+        if length == BLOCK and not offset % BLOCK and offset // BLOCK in self._blocks:
+            return self._block(offset // BLOCK)
         if length >= BLOCK:
             pieces = range(offset, offset + length, wire.MOST_ASKED)
             return b"".join(self._ask(at, min(wire.MOST_ASKED, offset + length - at)) for at in pieces)

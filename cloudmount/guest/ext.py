@@ -2,11 +2,13 @@
 
 Decided here and only here: what of such a volume is shown, and which files are refused: encrypted and
 compressed ones, and pipes, sockets and devices, which have no content. Everything is read with the journal
-applied (`ext_journal`), so as a kernel that mounts the volume would read it. One thread.
+applied (`ext_journal`), so as a kernel that mounts the volume would read it. Content of ordinary files comes
+from pytsk3 (`ext_sleuth`), everything else is read here. One thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ from cloudmount.guest.ext_folder import inline_names, names
 from cloudmount.guest.ext_inode import Inode
 from cloudmount.guest.ext_journal import Journalled
 from cloudmount.guest.ext_map import Run, runs
+from cloudmount.guest.ext_sleuth import SleuthFiles
 from cloudmount.guest.volumes import BESIDE, INSIDE, Found, Unreadable
 from cloudmount.guest.wire import MOST_ENTRIES
 
@@ -41,6 +44,7 @@ class ExtVolume:
         self._read_at = self._blocks.read_at
         self.label, self.warning = self._about.label, self._blocks.warning
         self._table = ext_inode.Inodes(self._about, self._read_at)
+        self._sleuth = SleuthFiles(self._blocks, self._table)
         self._inodes: OrderedDict[int, Inode] = OrderedDict()
         self._folders: OrderedDict[int, list[Name]] = OrderedDict()
 
@@ -67,6 +71,10 @@ class ExtVolume:
         why = "no file" if found.kind == ext_inode.FOLDER else _refused(found)
         if why is not None:
             raise Unreadable(why)
+        file = self._sleuth.get(number, found, offset)
+        if file is not None:
+            with contextlib.suppress(OSError, ValueError):  # it may have met damage in what lies behind
+                return file.read(offset, length)
         return self._content(found, offset, length)
 
     def extents(self, number: int) -> Iterator[tuple[int, int, int]]:

@@ -14,10 +14,10 @@ ENCRYPTED, INLINE, COMPRESSED, HUGE, EXTENTS = 0x800, 0x10000000, 0x4, 0x40000, 
 SUPERBLOCK_AT, SUPERBLOCK_LENGTH = 1024, 1024
 
 FILETYPE, RECOVER = 0x2, 0x4
-_EXTENTS, _WIDE, _MMP, _FLEX, _META = 0x40, 0x80, 0x100, 0x200, 0x10
+_EXTENTS, _WIDE, _MMP, _FLEX, META = 0x40, 0x80, 0x100, 0x200, 0x10
 _EA_INODE, _SEED, _LARGEDIR, _INLINE, _ENCRYPT, _CASEFOLD = 0x400, 0x2000, 0x4000, 0x8000, 0x10000, 0x20000
 _KNOWN = (
-    FILETYPE | RECOVER | _EXTENTS | _WIDE | _MMP | _FLEX | _META | _EA_INODE | _SEED | _LARGEDIR | _INLINE
+    FILETYPE | RECOVER | _EXTENTS | _WIDE | _MMP | _FLEX | META | _EA_INODE | _SEED | _LARGEDIR | _INLINE
     | _ENCRYPT | _CASEFOLD
 )  # fmt: skip
 _NAMES = {0x1: "compression", 0x8: "a journal by itself"}
@@ -55,7 +55,7 @@ class Superblock:
     @property
     def type(self) -> str:
         """ext2, ext3 or ext4, by the features in use."""
-        if self.incompatible & ~(FILETYPE | RECOVER | _META) or self.read_only & ~0x7:
+        if self.incompatible & ~(FILETYPE | RECOVER | META) or self.read_only & ~0x7:
             return "ext4"
         return "ext3" if self.compatible & _HAS_JOURNAL else "ext2"
 
@@ -78,7 +78,7 @@ class Superblock:
         """Where in the volume, in bytes, a group's descriptor lies."""
         table = (1024 // self.block + 1) * self.block
         each = self.block // self.descriptor_size
-        if not self.incompatible & _META or group // each < self.first_meta_group:
+        if not self.incompatible & META or group // each < self.first_meta_group:
             return table + group * self.descriptor_size
         first = group // each * each
         block = self.first_data_block + first * self.blocks_per_group + self._has_superblock(first)
@@ -177,7 +177,7 @@ class Inodes:
         group, place = divmod(number - 1, self._about.inodes_per_group)
         table = self._tables.get(group)
         if table is None:
-            table = self._table(group)
+            table = self._told(group, 8, 40)
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
             self._tables[group] = table
@@ -187,14 +187,19 @@ class Inodes:
         """One of them."""
         return _inode(self._read(self.at(number), self._about.inode_size), self._about)
 
-    def _table(self, group: int) -> int:
+    def bitmap_at(self, number: int) -> int:
+        """Where in the volume, in bytes, the block lies that tells whether an inode is in use."""
+        return self._told((number - 1) // self._about.inodes_per_group, 4, 36)
+
+    def _told(self, group: int, low: int, high: int) -> int:
+        """A place that a group's descriptor tells in two halves."""
         descriptor = self._read(self._about.descriptor_at(group), self._about.descriptor_size)
         if len(descriptor) < 32:
             raise ValueError("a group descriptor lies outside")
-        table: int = struct.unpack_from("<I", descriptor, 8)[0]
+        block: int = struct.unpack_from("<I", descriptor, low)[0]
         if len(descriptor) >= 64:
-            table |= struct.unpack_from("<I", descriptor, 40)[0] << 32
-        return table * self._about.block
+            block |= struct.unpack_from("<I", descriptor, high)[0] << 32
+        return block * self._about.block
 
 
 _FIELDS = struct.Struct("<HHII4xI4xHHII")

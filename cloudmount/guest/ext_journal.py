@@ -60,7 +60,7 @@ class Journalled:
     """The volume in `blocks`, its journal applied if it is in use."""
 
     def __init__(self, blocks: ParentBlocks) -> None:
-        self._blocks = blocks
+        self._blocks, self.size = blocks, blocks.size
         self.about = ext_inode.superblock(blocks.read_at(*_SUPERBLOCK))
         self.warning = ""
         """What people should know; may be empty."""

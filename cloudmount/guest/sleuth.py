@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytsk3
 
 from cloudmount.guest.blocks import ParentBlocks
 from cloudmount.guest.fat_names import fat_names
+from cloudmount.guest.sleuth_image import Image
 from cloudmount.guest.volumes import STALE, Found, Unreadable, Volume
 
 _FAT = {
@@ -36,26 +38,11 @@ def opener(kind: str) -> Callable[[ParentBlocks], Volume]:
     return lambda blocks: FatVolume(blocks, kind)
 
 
-class _Image(pytsk3.Img_Info):  # type: ignore[misc]  # pytsk3 has no types
-    def __init__(self, blocks: ParentBlocks) -> None:
-        self._blocks = blocks
-        super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self._blocks.read_at(offset, length)
-
-    def get_size(self) -> int:
-        return self._blocks.size
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
 class FatVolume:
     """A `volumes.Volume`. The times are the guest's local ones, taken as UTC: FAT doesn't say more."""
 
     def __init__(self, blocks: ParentBlocks, kind: str) -> None:
-        self._image = _Image(blocks)
+        self._image = Image(blocks.read_at, blocks.size)
         self._fs: Any = pytsk3.FS_Info(self._image, offset=0, type=_FAT[kind])
         self.root = int(self._fs.info.root_inum)
         self._block = int(self._fs.info.block_size)
@@ -98,7 +85,7 @@ class FatVolume:
             self._opened.move_to_end(number)
         parts = []
         while length:
-            part: bytes = file.read_random(offset, length)
+            part: bytes = self._image.asked(partial(file.read_random, offset, length))
             if not part:
                 raise ValueError("a file ends before its size")
             parts.append(part)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cloudmount import system
 from cloudmount.app.browsing import Found, look_up
 from cloudmount.app.copyplan import CopyPlan, plan_copy
 from cloudmount.app.cp import CopyProgress, carry_out
@@ -127,6 +128,27 @@ def test_hostile_names_lead_nowhere_else(tmp_path: Path) -> None:
     }
     _, skipped = copy(MemoryDir({"d": MemoryDir({**evil})}), "d", tmp_path)
     assert len(skipped) == 2 and [p.name for p in tmp_path.rglob("*")] == ["d", "ok"]
+
+
+def test_names_that_windows_can_not_hold_are_those_of_the_drive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "WINDOWS", True)
+    below: dict[str, Node] = {
+        "a\\..\\b": MemoryFile(b"1"),
+        "plain": MemoryFile(b"2"),
+        "x" * 256: MemoryFile(b"3"),
+    }
+    tree = MemoryDir({"d": MemoryDir({"nul": MemoryDir(below)}), "e:f": MemoryFile(b"4")})
+    planned = plan(tree, "d", tmp_path)
+    skipped = carry_out(planned, CopyProgress(), lambda: None)
+    assert (tmp_path / "d/\uf06eul/a\uf05c..\uf05cb").read_bytes() == b"1"
+    assert (tmp_path / "d/\uf06eul/plain").read_bytes() == b"2"
+    assert [path for path, _ in skipped] == ["d/nul/" + "x" * 256]
+    assert len(planned.notes) == 2 and all("as on the drive" in note for note in planned.notes)
+    planned = plan(tree, "e:f", tmp_path)
+    assert planned.files[0].target == tmp_path / "e\uf03af" and len(planned.notes) == 1
+    assert plan(tree, "e:f", tmp_path / "given").notes == []
 
 
 def test_two_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 
 from cloudmount.app import drillrun
-from cloudmount.app.drill import _leave_for_boots, _result
+from cloudmount.app.drill import _leave_for_boots, _result, _spent
 from cloudmount.app.drilldisks import Opened
 from cloudmount.app.drillplace import drill_place
 from cloudmount.app.drillrun import Seen, watch
 from cloudmount.app.places import cache_folder, state_folder
+from cloudmount.app.prices import prices
 from cloudmount.app.vms import KILLED
+from cloudmount.blobs.counting import Counts
 from cloudmount.boot.proving import Evidence
 from cloudmount.guest.marks import Mark
 from cloudmount.repo.names import BOOT_PACKS
@@ -171,3 +174,21 @@ def test_one_that_proves_leaves_what_makes_boots_quicker(lab: Lab, tmp_path: Pat
             _leave_for_boots(place, environ, looking, told.append)
             assert left() == 1
     assert told == [] and len(list(cache_folder(environ).glob("*/traces/*/*"))) == 1
+
+
+def test_what_is_stored_counts_too() -> None:
+    vm: Any = SimpleNamespace(state=SimpleNamespace(fetched_bytes=50_000_000, reads=40))
+    before = Counts(read=5, list=1, bytes_down=1_000_000)
+    told = {}
+    for counts in (before, replace(before, create=3, bytes_up=48_000_000)):
+        config = SimpleNamespace(tier="cold")
+        repository = SimpleNamespace(store=SimpleNamespace(address="azure://backups"), config=config)
+        looking: Any = SimpleNamespace(counts=counts, repository=repository)
+        told[counts.writes] = _spent(vm, looking)
+    read = prices().cost("cold", reads=46, bytes_down=51_000_000)
+    assert told[0] == {"total_bytes": 51_000_000, "requests": 46, "cost": round(read.total * 10**6)}
+    stored = read + prices().cost("hot", writes=3)
+    assert told[3] == {"total_bytes": 51_000_000, "requests": 49, "cost": round(stored.total * 10**6)}
+    assert stored.total > read.total
+    looking.repository.store.address = "/a/folder"
+    assert _spent(vm, looking)["cost"] is None

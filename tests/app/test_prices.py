@@ -22,10 +22,12 @@ per_gb = 0.5
 free_gb_a_month = 1
 [tiers.hot]
 reads_per_10000 = 2
+writes_per_10000 = 20
 listings_per_10000 = 30
 retrieval_per_gb = 0
 [tiers.cold]
 reads_per_10000 = 100.0
+writes_per_10000 = 40
 listings_per_10000 = 60
 retrieval_per_gb = 0.25
 """
@@ -46,6 +48,7 @@ def test_a_cost_has_its_parts() -> None:
     table = parse_prices(TABLE)
     cost = table.cost("cold", reads=500, bytes_down=2_000_000_000, listings=10)
     assert cost == Cost("EUR", pytest.approx(5.06), 0.5, 1.0) and cost.total == pytest.approx(6.56)
+    assert table.cost("hot", writes=500) == Cost("EUR", pytest.approx(1.0), 0.0, 0.0)
     assert (cost + table.cost("hot", reads=5000, bytes_down=0)).requests == pytest.approx(6.06)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloudmount import system
 from cloudmount.app.restore import RestoreResult, restore
 from cloudmount.app.select import select
 from cloudmount.backup.progress import BackupProgress
@@ -125,3 +126,23 @@ def test_nothing_is_overwritten(repository: Repository, tmp_path: Path) -> None:
     with pytest.raises(TargetExistsError):
         bring_back(repository, target)
     assert os.listdir(target) == ["mine"]
+
+
+def test_names_that_windows_can_not_hold_are_those_of_the_drive(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "docs"
+    (folder / "con").mkdir(parents=True)
+    for name in ("con/a:b", "con/plain", "its\uf03aown"):
+        (folder / name).write_text(name)
+    (folder / "same?").hardlink_to(folder / "con/a:b")
+    back_up(repository, folder)
+    monkeypatch.setattr(system, "WINDOWS", True)
+    result = bring_back(repository, tmp_path / "back")
+    back = tmp_path / "back" / "docs"
+    assert (back / "\uf063on/a\uf03ab").read_text() == "con/a:b"
+    assert (back / "\uf063on/plain").read_text() == "con/plain"
+    assert (back / "its\uf03aown").read_text() == "its\uf03aown"
+    assert (back / "same\uf03f").samefile(back / "\uf063on/a\uf03ab")
+    assert result.skipped == []
+    assert len(result.notes) == 3 and all("as on the drive" in note for note in result.notes)

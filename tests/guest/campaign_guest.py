@@ -25,6 +25,7 @@ from cloudmount.guest.volume import Volume
 from cloudmount.nodes import Kind
 from tests.guest.ext_writer import three_states, with_journal
 from tests.guest.images import MIB, fragment, make_ext, make_fat, make_ntfs, ntfs_mounted, sparse
+from tests.guest.mutant_worker import DIFFER
 
 START = processes._START.replace("cloudmount.guest.worker", "tests.guest.mutant_worker")
 LATE = 15.0
@@ -187,6 +188,7 @@ def walk(volume: Volume, done: Counter[str]) -> dict[str, bytes]:
 def _kind(error: CloudMountError) -> str:
     assert isinstance(error, UnreadableInputError), error
     text = str(error)
+    assert DIFFER not in text, text
     return "crashes" if "crashed" in text else "late" if "was ended" in text else "errors"
 
 

@@ -52,7 +52,7 @@ def cold(lab: Lab) -> Iterator[tuple[Drive, CountingStore]]:
         yield tree, store
 
 
-@pytest.mark.parametrize("kind", ["ntfs", "ext4"])
+@pytest.mark.parametrize("kind", ["ntfs", "ext4", "ext3"])
 def test_a_copied_file_costs_its_own_bytes(tmp_path: Path, kind: str) -> None:
     image = tmp_path / "disk.img"
     if kind == "ntfs":
@@ -61,7 +61,7 @@ def test_a_copied_file_costs_its_own_bytes(tmp_path: Path, kind: str) -> None:
             content = fill(at, 1500)
     else:
         content = fill(tmp_path / "source", 1500)
-        make_ext(image, 400 * MIB, tmp_path / "source")
+        make_ext(image, 400 * MIB, tmp_path / "source", kind, *(("-b", "4096") if kind == "ext3" else ()))
     lab = Lab(tmp_path / "lab", geometry=Geometry())
     lab.backup(image)
     (volume,) = ["1-DATA" if kind == "ntfs" else "1-root"]
