@@ -15,7 +15,7 @@ from cloudmount.app.drilldisks import Opened
 from cloudmount.app.drillplace import drill_place
 from cloudmount.app.drillrun import Seen, watch
 from cloudmount.app.places import cache_folder, state_folder
-from cloudmount.app.vms import KILLED
+from cloudmount.app.vms import KILLED, Vm
 from cloudmount.boot.proving import Evidence
 from cloudmount.guest.marks import Mark
 from cloudmount.repo.names import BOOT_PACKS
@@ -84,6 +84,8 @@ class FakeVm:
     @property
     def state_text(self) -> str:
         return str(self._states[0].state)
+
+    looks = Vm.looks
 
 
 def state(text: str = "booting", stage: str = "firmware", by: str = "", **more: Any) -> Any:
