@@ -15,11 +15,19 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from benchmarks.commands import BenchmarkError, Run, cloudmount, program, run, stored_bytes, version
+from benchmarks.commands import (
+    BenchmarkError,
+    Run,
+    cloudmount,
+    new_repository,
+    program,
+    run,
+    stored_bytes,
+    version,
+)
 
 PASSWORD = "benchmark"
 
@@ -76,18 +84,7 @@ class Cloudmount(Archiver):
         return version([self._program, "--version"])
 
     def init(self) -> None:
-        if self._frame_kib is None:
-            run([self._program, "init", "--json", "--quiet"], env=self.environ)
-        else:
-            script = Path(__file__).with_name("init_repository.py")
-            command: list[str | Path] = [
-                sys.executable,
-                script,
-                self.repository,
-                "--frame-kib",
-                str(self._frame_kib),
-            ]
-            run(command, env=self.environ)
+        new_repository(self.environ, self._frame_kib)
 
     def backup(self, image: Path, note: Path) -> Run:
         return run([self._program, "backup", "--name", "server", image, note], env=self.environ)

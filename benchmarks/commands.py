@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 MIB = 1 << 20
 _LAST_WORDS = 2000
@@ -87,6 +88,22 @@ def stop(process: subprocess.Popen[bytes], *, ask: int = signal.SIGTERM, patienc
             process.wait()
 
 
+def wait_up(
+    serving: subprocess.Popen[bytes], up: Callable[[], bool], seconds: float, said: IO[bytes] | None = None
+) -> None:
+    """Wait until what `serving` serves is `up`. BenchmarkError, with the last words of what it `said`, when
+    it ended instead, or takes longer."""
+    limit = time.monotonic() + seconds
+    while not up():
+        if time.monotonic() > limit or serving.poll() is not None:
+            words = ""
+            if said is not None:
+                said.seek(0)
+                words = ": " + said.read().decode(errors="replace").strip()[-_LAST_WORDS:]
+            raise BenchmarkError(f"{serving.args!r}\ndid not come up, exit code {serving.poll()}{words}")
+        time.sleep(0.01)
+
+
 def end_cleanly() -> None:
     """Let SIGTERM and SIGHUP end the benchmark as Ctrl-C does: what it started is stopped."""
 
@@ -137,6 +154,16 @@ def cloudmount() -> str:
     if not path.exists():
         raise BenchmarkError(f"{path} is missing: run the benchmarks by `make bench`, or make setup first")
     return str(path)
+
+
+def new_repository(environ: Mapping[str, str], frame_kib: int | None = None) -> None:
+    """Make the repository that `environ` names, as `cloudmount init` does, or with frames of `frame_kib`."""
+    if frame_kib is None:
+        run([cloudmount(), "init", "--json", "--quiet"], env=environ)
+    else:
+        script = Path(__file__).with_name("init_repository.py")
+        address = environ["CLOUDMOUNT_REPO"]
+        run([sys.executable, script, address, "--frame-kib", str(frame_kib)], env=environ)
 
 
 def version(command: Sequence[str]) -> str:

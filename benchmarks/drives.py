@@ -22,14 +22,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import azurite
 from benchmarks.ageing import Ageing
-from benchmarks.commands import BenchmarkError, Run, cloudmount, program, run, stop, version
+from benchmarks.commands import (
+    BenchmarkError,
+    Run,
+    cloudmount,
+    new_repository,
+    program,
+    run,
+    stop,
+    version,
+    wait_up,
+)
 from benchmarks.vm import Disk, boot
 from cloudmount.app.bootpacks import leave_boot_pack
 from cloudmount.app.opening import open_repository
@@ -88,13 +97,7 @@ class Way(ABC):
                 command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
             try:
-                limit = time.monotonic() + _UP_SECONDS
-                while not there.exists():
-                    if time.monotonic() > limit or self.serving.poll() is not None:
-                        said.seek(0)
-                        words = said.read().decode(errors="replace").strip()
-                        raise BenchmarkError(f"{' '.join(command)}\ndid not come up: {words[-2000:]}")
-                    time.sleep(0.02)
+                wait_up(self.serving, there.exists, _UP_SECONDS, said)
                 yield
             finally:
                 try:
@@ -154,22 +157,8 @@ class Cloudmount(Way):
     def prepare(self, work: Path, done: set[str]) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             environ = self.environ(Path(folder))
-            self._init(environ)
+            new_repository(environ, self._frame_kib)
             return self._fill(environ, work)
-
-    def _init(self, environ: dict[str, str]) -> None:
-        if self._frame_kib is None:
-            run([self.program, "init", "--json", "--quiet"], env=environ)
-        else:
-            script = Path(__file__).with_name("init_repository.py")
-            command: list[str | Path] = [
-                sys.executable,
-                script,
-                self.repository,
-                "--frame-kib",
-                str(self._frame_kib),
-            ]
-            run(command, env=environ)
 
     def _fill(self, environ: dict[str, str], work: Path) -> dict[str, float]:
         return {"backup seconds": self.backup(environ, self.image)}

@@ -50,6 +50,7 @@ from benchmarks.commands import (
     settle,
     stop,
     table,
+    wait_up,
 )
 from benchmarks.volume import FOLDER, LABEL, QBW, mounted
 
@@ -176,11 +177,7 @@ class Exported(Mounted):
         command += ["--export", f"type=fuse,id=file,node-name=disk,mountpoint={image},writable=off"]
         serving = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
-            limit = time.monotonic() + _UP_SECONDS
-            while image.stat().st_size == was:
-                if time.monotonic() > limit or serving.poll() is not None:
-                    raise BenchmarkError(f"{' '.join(command)}\ndid not come up, exit code {serving.poll()}")
-                time.sleep(0.01)
+            wait_up(serving, lambda: image.stat().st_size != was, _UP_SECONDS)
             yield image
         finally:
             stop(serving)

@@ -32,7 +32,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,11 +44,13 @@ from benchmarks.commands import (
     end_cleanly,
     machine,
     median,
+    new_repository,
     program,
     run,
     settle,
     stop,
     table,
+    wait_up,
 )
 
 SIZE, HOT = 256 * MIB, 16 * MIB
@@ -78,7 +79,7 @@ class Bench:
             "XDG_CACHE_HOME": str(work / "cache"),
             "XDG_STATE_HOME": str(work / "state"),
         }
-        run([cloudmount(), "init", "--json", "--quiet"], env=self.environ)
+        new_repository(self.environ)
         run([cloudmount(), "backup", "--name", "srv", self.image], env=self.environ)
 
     def ways(self) -> dict[str, tuple[Opened, int]]:
@@ -134,11 +135,7 @@ class Bench:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            until = time.monotonic() + UP_SECONDS
-            while not os.path.ismount(at):
-                if serving.poll() is not None or time.monotonic() > until:
-                    raise BenchmarkError(f"{' '.join(command)} does not come up")
-                time.sleep(0.05)
+            wait_up(serving, lambda: os.path.ismount(at), UP_SECONDS)
             yield
         finally:
             stop(serving)

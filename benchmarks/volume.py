@@ -14,11 +14,10 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.commands import MIB, BenchmarkError, program, stop
+from benchmarks.commands import MIB, program, stop, wait_up
 
 SIZE_MIB = 4096
 FILES, FOLDERS = 100_000, 100
@@ -48,11 +47,7 @@ def mounted(image: Path, at: Path, *options: str) -> Iterator[Path]:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        limit = time.monotonic() + _UP_SECONDS
-        while not at.is_mount():
-            if time.monotonic() > limit or serving.poll() is not None:
-                raise BenchmarkError(f"{' '.join(command)}\ndid not come up, exit code {serving.poll()}")
-            time.sleep(0.01)
+        wait_up(serving, at.is_mount, _UP_SECONDS)
         yield at
     finally:
         if at.is_mount():

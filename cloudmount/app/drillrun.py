@@ -32,7 +32,7 @@ PEEK_SECONDS = 30.0
 """How often the disks of a guest that says nothing are looked at for marks."""
 SETTLE_SECONDS = 20.0
 """What a guest gets that was found running so, before its screen is taken."""
-_LOOK_SECONDS, _SAMPLE_SECONDS, _LINE_SECONDS = 0.2, 1.0, 5.0
+_SAMPLE_SECONDS, _LINE_SECONDS = 1.0, 5.0
 _LEFT_SECONDS = 3.5
 """How long the machine's process may take to end when a drill is broken off; main() gives us five."""
 
@@ -95,9 +95,8 @@ def switched_on(
     finally:
         os.close(reading)
         os.close(writing)
-        until = time.monotonic() + _LEFT_SECONDS
-        while any(vm.alive for vm in all_vms(place.environ)) and time.monotonic() < until:
-            time.sleep(0.05)
+        for vm in all_vms(place.environ):  # there is one, or none yet
+            vm.ended(_LEFT_SECONDS)
 
 
 def _end_with_it(reading: int, orphaned: threading.Event) -> None:
@@ -119,8 +118,8 @@ def watch(
     ready_ms: int | None = None
     ready_by = ""
     try:
-        while True:
-            state, text, now = vm.state, vm.state_text, time.monotonic()
+        for state, text in vm.looks():
+            now = time.monotonic()
             if state is not None:
                 if state.ready_by != "power-off":  # which is no stage that it reached
                     furthest.saw(state.stage)
@@ -141,7 +140,6 @@ def watch(
                     say(f"{vm.definition.machine}: {marks[0].what}")
                     furthest.saw("services")
                     ready_ms, settled = int((peeked - began) * 1000), peeked + SETTLE_SECONDS
-            time.sleep(_LOOK_SECONDS)
         if not is_final(text):
             furthest.saw(line.stage())
             line.picture()

@@ -28,6 +28,7 @@ from cloudmount.service.systemctl import NoSystemdError, state, systemctl
 from cloudmount.service.unit import UnitPlan, needed_folders, unit_text
 
 ROOT = Path("/")
+HALF = "half installed: 'cloudmount service remove' takes away what there is"
 Tell = Callable[[str], None]
 
 
@@ -92,6 +93,22 @@ def variables_for(wanted: Wanted, environ: Mapping[str, str]) -> dict[str, str]:
     return {**(credentials.worth_keeping(environ) if "://" in wanted.address else {}), **own}
 
 
+def check_opens(wanted: Wanted, tell: Tell, environ: Mapping[str, str]) -> None:
+    """Open the repository with these credentials, and close it. Errors as of `open_repository`."""
+    opened = open_repository(wanted.address, wanted.passphrase, environ=environ, tell=tell, cached=False)
+    opened.store.close()
+
+
+def recorded(records: Records, name: str, mountpoint: str | None) -> Record:
+    """The install called `name`; `NotFoundError` when there is none for this mount point."""
+    record = records.read(name)
+    if record is None:
+        raise NotFoundError(
+            f"no service is installed for {mountpoint}; 'cloudmount service status' tells which"
+        )
+    return record
+
+
 def install(wanted: Wanted, tell: Tell, environ: Mapping[str, str] = os.environ) -> Installed:
     """Install a service. `TargetExistsError` when there is one for this mount point, or a file is in the way;
     whatever fails, nothing is left."""
@@ -99,8 +116,7 @@ def install(wanted: Wanted, tell: Tell, environ: Mapping[str, str] = os.environ)
     for part in (wanted.mountpoint, *wanted.arguments):
         if "\0" in part:
             raise UsageError("a path can't hold a zero byte")
-    opened = open_repository(wanted.address, wanted.passphrase, environ=environ, tell=tell, cached=False)
-    opened.store.close()
+    check_opens(wanted, tell, environ)
     records = Records(wanted.root)
     name = unit_stem(wanted.mountpoint)
     data = credentials.as_bytes(variables_for(wanted, environ))
@@ -153,7 +169,7 @@ def _as_unit(wanted: Wanted, records: Records, name: str, data: bytes, tell: Tel
                 f"{_shown(unit)}' tells why"
             ) from None
         changes.complete()
-    return Installed(unit, wanted.mountpoint, record.credentials, _files(records, record), "", not_started)
+    return Installed(unit, wanted.mountpoint, record.credentials, records.files(record), "", not_started)
 
 
 def _in_fstab(wanted: Wanted, records: Records, name: str, data: bytes) -> Installed:
@@ -173,7 +189,7 @@ def _in_fstab(wanted: Wanted, records: Records, name: str, data: bytes) -> Insta
             fstab.add_line(wanted.root, line)
             _quietly("daemon-reload", root=wanted.root if wanted.root != ROOT else None)
         changes.complete()
-    return Installed(record.unit, wanted.mountpoint, "file", _files(records, record), line)
+    return Installed(record.unit, wanted.mountpoint, "file", records.files(record), line)
 
 
 def remove(mountpoint: str, tell: Tell, root: Path = ROOT) -> Record:
@@ -181,11 +197,7 @@ def remove(mountpoint: str, tell: Tell, root: Path = ROOT) -> Record:
     _check_root(root)
     records = Records(root)
     name = unit_stem(mountpoint)
-    record = records.read(name)
-    if record is None:
-        raise NotFoundError(
-            f"no service is installed for {mountpoint}; 'cloudmount service status' tells which"
-        )
+    record = recorded(records, name, mountpoint)
     elsewhere = root if root != ROOT else None
     try:
         if record.kind == "systemd":
@@ -214,9 +226,7 @@ def status(mountpoint: str | None, root: Path = ROOT) -> list[Status]:
     records = Records(root)
     found = []
     for name in [unit_stem(mountpoint)] if mountpoint is not None else records.names():
-        record = records.read(name)
-        if record is None:
-            raise NotFoundError(f"no service is installed for {mountpoint}")
+        record = recorded(records, name, mountpoint)
         known, enabled = ("", "yes" if record.line else "by hand")
         if record.kind == "systemd":
             known, enabled = state(record.unit)
@@ -224,11 +234,11 @@ def status(mountpoint: str | None, root: Path = ROOT) -> list[Status]:
         up = mounted is not None and mounted.ours
         known = known or ("mounted" if up else "not mounted")
         if not record.complete:
-            known = "half installed: 'cloudmount service remove' takes away what there is"
+            known = HALF
         found.append(
             Status(
                 *(record.unit, record.mountpoint, record.kind, known, enabled, up, record.credentials),
-                _files(records, record),
+                records.files(record),
             )
         )
     return found
@@ -272,10 +282,6 @@ def _helpers(records: Records, *, but: str) -> bool:
     """Whether another install needs mount(8)'s program."""
     others = (records.read(name) for name in records.names() if name != but)
     return any(fstab.HELPER in record.files for record in others if record is not None)
-
-
-def _files(records: Records, record: Record) -> list[str]:
-    return [os.fspath(records.root / below) for below in record.files]
 
 
 def _folder_of(address: str) -> str | None:

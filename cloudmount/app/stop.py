@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable
 
 from cloudmount.app.vms import Vm
@@ -49,29 +48,19 @@ def _switch_off(vm: Vm, timeout: float, tell: Callable[[str], None]) -> None:
         try:
             if not vm.state_text.startswith(PAUSED):
                 control.execute("system_powerdown")
-                if _ended(vm, timeout):
+                if vm.ended(timeout):
                     return
                 tell(f"{vm.name}: its guest did not power off within {timeout:g} s; its power is cut")
             control.execute("quit")
         finally:
             control.close()
-    if _ended(vm, _QUIT_SECONDS):
+    if vm.ended(_QUIT_SECONDS):
         return
     state = vm.state
     for number in (signal.SIGTERM, KILL):
         if state is not None and vm.alive:
             with contextlib.suppress(OSError):
                 os.kill(state.pid, number)
-        if _ended(vm, _SIGNAL_SECONDS):
+        if vm.ended(_SIGNAL_SECONDS):
             return
     raise CloudMountError(f"{vm.name} can't be switched off: its process {state.pid if state else ''} stays")
-
-
-def _ended(vm: Vm, seconds: float) -> bool:
-    """Whether its process is gone, waiting so long."""
-    until = time.monotonic() + seconds
-    while vm.alive:
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.1)
-    return True

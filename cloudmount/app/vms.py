@@ -33,6 +33,7 @@ STARTING = "starting"
 KILLED = "its process was killed"
 _DEFINITION, _STATE, _LOCK = "vm.json", "state.json", "lock"
 _PATIENCE = 10.0
+_LOOK_SECONDS, _END_SECONDS = 0.2, 0.05
 _LONGEST = 180
 """Bytes of a machine's name in that of its VM: folders have names of 255 at most."""
 
@@ -222,6 +223,21 @@ class Vm:
         if state is None:
             return "never started"
         return state.state if is_final(state.state) or self.alive else KILLED
+
+    def looks(self) -> Iterator[tuple[State | None, str]]:
+        """How it is, and that in words: now, and every 0.2 s for as long as is asked."""
+        while True:
+            yield self.state, self.state_text
+            time.sleep(_LOOK_SECONDS)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether its process is gone; waits for that, so long at most."""
+        until = time.monotonic() + seconds
+        while self.alive:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_END_SECONDS)
+        return True
 
 
 def is_final(state: str) -> bool:

@@ -18,8 +18,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cloudmount.app.opening import open_repository
-from cloudmount.app.service import Installed, Status, Tell, Wanted, variables_for
+from cloudmount.app.service import (
+    HALF,
+    Installed,
+    Status,
+    Tell,
+    Wanted,
+    check_opens,
+    recorded,
+    variables_for,
+)
 from cloudmount.errors import CloudMountError, NotFoundError, UsageError
 from cloudmount.service import credentials, notify
 from cloudmount.service.changes import Changes, Record, Records, take_away
@@ -82,8 +90,7 @@ def install(
     """As `service.install`; it returns when the drive is up."""
     if wanted.line is not None or wanted.keep == "systemd" or wanted.root != Path(wanted.root.anchor):
         raise UsageError("--fstab, --root and --credentials systemd are for Linux")
-    opened = open_repository(wanted.address, wanted.passphrase, environ=environ, tell=tell, cached=False)
-    opened.store.close()
+    check_opens(wanted, tell, environ)
     api, records, name = Api(dlls or windows()), _records(environ), service_name(wanted.mountpoint)
     record = Record("windows", name, wanted.mountpoint, "dpapi", list(wanted.arguments))
     try:
@@ -104,8 +111,7 @@ def install(
         raise CloudMountError(
             f"{error.filename or records.folder}: can't be written: {error.strerror}"
         ) from None
-    files = [os.fspath(records.root / below) for below in record.files]
-    return Installed(name, wanted.mountpoint, "dpapi", files)
+    return Installed(name, wanted.mountpoint, "dpapi", records.files(record))
 
 
 def _wait_up(api: Api, name: str, sleep: Callable[[float], None]) -> None:
@@ -139,11 +145,7 @@ def remove(
 ) -> Record:
     """As `service.remove`."""
     records, name = _records(environ), service_name(mountpoint)
-    record = records.read(name)
-    if record is None:
-        raise NotFoundError(
-            f"no service is installed for {mountpoint}; 'cloudmount service status' tells which"
-        )
+    record = recorded(records, name, mountpoint)
     api = Api(dlls or windows())
     try:
         _stop(api, name, sleep)
@@ -166,9 +168,7 @@ def status(
     records = _records(environ)
     found = []
     for name in [service_name(mountpoint)] if mountpoint is not None else records.names():
-        record = records.read(name)
-        if record is None:
-            raise NotFoundError(f"no service is installed for {mountpoint}")
+        record = recorded(records, name, mountpoint)
         try:
             told = Api(dlls or windows()).query(name)
             known = _STATES.get(told.dwCurrentState, f"state {told.dwCurrentState}")
@@ -176,8 +176,8 @@ def status(
                 known += f" (exit code {told.dwServiceSpecificExitCode})"
             up = told.dwCurrentState == RUNNING
         except NotFoundError:
-            known, up = "half installed: 'cloudmount service remove' takes away what there is", False
-        files = [os.fspath(records.root / below) for below in record.files]
+            known, up = HALF, False
+        files = records.files(record)
         found.append(Status(name, record.mountpoint, "windows", known, "yes", up, "dpapi", files))
     return found
 

@@ -22,7 +22,6 @@ from cloudmount.system import WINDOWS
 if TYPE_CHECKING:
     from cloudmount.app.vms import Vm
 
-_LOOK_SECONDS = 0.2
 _LEAST_MEMORY = 16 << 20
 
 
@@ -146,8 +145,7 @@ def _await(out: Output, vm: Vm, until: float) -> None:
     from cloudmount.app.vms import is_final
 
     told = ""
-    while True:
-        state, text = vm.state, vm.state_text
+    for state, text in vm.looks():
         if state is not None and state.ready is not None:
             _tell_ready(out, vm)
             return
@@ -162,7 +160,6 @@ def _await(out: Output, vm: Vm, until: float) -> None:
                 f"{vm.name} is not ready yet: {_how_far(vm)}. It goes on; "
                 f"'cloudmount stop {shlex.quote(vm.name)}' switches it off"
             )
-        time.sleep(_LOOK_SECONDS)
 
 
 def _how_far(vm: Vm) -> str:

@@ -104,6 +104,10 @@ class Records:
             why = getattr(error, "strerror", None) or str(error)
             raise CloudMountError(f"{path}: what was installed can't be read: {why}") from None
 
+    def files(self, record: Record) -> list[str]:
+        """Where the files of an install lie."""
+        return [os.fspath(self.root / below) for below in record.files]
+
     def names(self) -> list[str]:
         """Every install, sorted."""
         try:

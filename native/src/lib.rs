@@ -8,6 +8,7 @@ mod asking;
 mod core;
 mod jobs;
 mod local;
+mod loops;
 mod memory;
 mod opened;
 mod queue;
@@ -26,11 +27,12 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::core::Core;
+use crate::loops::Loops;
 use crate::queue::Step;
 use crate::server::Server;
 use crate::ways::{permitted, Possible};
 
-/// Two keep two cores busy; more only take turns.
+/// Two keep two cores busy; more only take turns, and one is enough for one reader (`loops`).
 const LOOPS: usize = 2;
 
 /// One mount.
@@ -74,7 +76,11 @@ impl Session {
         config.acl = acl;
         config.n_threads = Some(LOOPS);
         config.clone_fd = true;
-        let server = Server(Arc::clone(&core), background);
+        let server = Server {
+            core: Arc::clone(&core),
+            loops: Loops::new(duplicate(fd)?),
+            background,
+        };
         // Not `fuser::Session::new`: what that mounts it unmounts by path when it ends, although it was
         // unmounted long before, and so it would take the next drive at that path away.
         let session = py.detach(|| fuser::Session::from_fd(server, device, acl, config))?;

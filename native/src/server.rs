@@ -21,6 +21,7 @@ use fuser::{
 
 use crate::core::Core;
 use crate::jobs::{Answer, Ask};
+use crate::loops::Loops;
 use crate::opened::Name;
 use crate::queue::Chore;
 use crate::ways::Possible;
@@ -28,8 +29,15 @@ use crate::ways::Possible;
 /// Bytes of the longest direct read (the kernel's own bound is the same).
 const LONGEST: u32 = 1 << 20;
 
-/// Serves one drive; the kernel may have so many requests of readahead at once.
-pub struct Server(pub Arc<Core>, pub u16);
+/// Serves one drive.
+pub struct Server {
+    /// What it is answered from.
+    pub core: Arc<Core>,
+    /// Those that call this.
+    pub loops: Arc<Loops>,
+    /// How many requests of readahead the kernel may have at once.
+    pub background: u16,
+}
 
 /// Put names into a listing, from record `first` on.
 pub fn fill(mut reply: ReplyDirectory, first: u64, names: &[Name]) {
@@ -50,24 +58,24 @@ impl Filesystem for Server {
         if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(1).is_ok()
         {
-            self.0.ways.allow(Possible::NoRight); // until it is known
+            self.core.ways.allow(Possible::NoRight); // until it is known
         }
-        let _ = config.set_max_background(self.1);
+        let _ = config.set_max_background(self.background);
         let _ = config.set_max_write(LONGEST); // bounds reads too
         Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let ask = Ask::Lookup(parent.0, name.to_owned());
-        self.0.ask(request.pid(), ask, Answer::Entry(reply));
+        self.core.ask(request.pid(), ask, Answer::Entry(reply));
     }
 
     fn forget(&self, _: &Request, number: INodeNo, lookups: u64) {
-        self.0.queue.chore(Chore::Forget(number.0, lookups));
+        self.core.queue.chore(Chore::Forget(number.0, lookups));
     }
 
     fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.0.ask(
+        self.core.ask(
             request.pid(),
             Ask::Attributes(number.0),
             Answer::Attr(reply),
@@ -75,17 +83,18 @@ impl Filesystem for Server {
     }
 
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
-        self.0
+        self.core
             .ask(request.pid(), Ask::Target(number.0), Answer::Data(reply));
     }
 
     fn access(&self, request: &Request, number: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let ask = Ask::Access(number.0, mask.bits());
-        self.0.ask(request.pid(), ask, Answer::Empty(reply));
+        self.core.ask(request.pid(), ask, Answer::Empty(reply));
     }
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.0.ask(request.pid(), Ask::Space, Answer::Space(reply));
+        self.core
+            .ask(request.pid(), Ask::Space, Answer::Space(reply));
     }
 
     // Files
@@ -95,7 +104,7 @@ impl Filesystem for Server {
             reply.error(Errno::EROFS);
             return;
         }
-        self.0
+        self.core
             .ask(request.pid(), Ask::Open(number.0), Answer::Open(reply));
     }
 
@@ -110,13 +119,15 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let file = self.0.files.read().get(&handle.0).map(Arc::clone);
+        self.loops.begin(request.pid());
+        let file = self.core.files.read().get(&handle.0).map(Arc::clone);
         match file {
             Some(file) => self
-                .0
+                .core
                 .read(request.pid(), file, offset, size as usize, reply),
             None => reply.error(Errno::EBADF),
         }
+        self.loops.end();
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -138,14 +149,14 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         reply.ok();
-        self.0.release(handle.0);
+        self.core.release(handle.0);
     }
 
     // Folders
 
     fn opendir(&self, request: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let ask = Ask::OpenFolder(number.0);
-        self.0.ask(request.pid(), ask, Answer::Open(reply));
+        self.core.ask(request.pid(), ask, Answer::Open(reply));
     }
 
     fn readdir(
@@ -156,7 +167,7 @@ impl Filesystem for Server {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let Some(folder) = self.0.folders.read().get(&handle.0).map(Arc::clone) else {
+        let Some(folder) = self.core.folders.read().get(&handle.0).map(Arc::clone) else {
             reply.error(Errno::EBADF);
             return;
         };
@@ -167,7 +178,7 @@ impl Filesystem for Server {
             return;
         }
         let ask = Ask::Names(folder, offset);
-        self.0.ask(request.pid(), ask, Answer::Names(reply));
+        self.core.ask(request.pid(), ask, Answer::Names(reply));
     }
 
     fn releasedir(
@@ -178,7 +189,7 @@ impl Filesystem for Server {
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let folder = self.0.folders.write().remove(&handle.0);
+        let folder = self.core.folders.write().remove(&handle.0);
         reply.ok();
         drop(folder);
     }

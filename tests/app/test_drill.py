@@ -17,7 +17,7 @@ from cloudmount.app.drillplace import drill_place
 from cloudmount.app.drillrun import Seen, watch
 from cloudmount.app.places import cache_folder, state_folder
 from cloudmount.app.prices import prices
-from cloudmount.app.vms import KILLED
+from cloudmount.app.vms import KILLED, Vm
 from cloudmount.blobs.counting import Counts
 from cloudmount.boot.proving import Evidence
 from cloudmount.guest.marks import Mark
@@ -87,6 +87,8 @@ class FakeVm:
     @property
     def state_text(self) -> str:
         return str(self._states[0].state)
+
+    looks = Vm.looks
 
 
 def state(text: str = "booting", stage: str = "firmware", by: str = "", **more: Any) -> Any:
