@@ -28,13 +28,14 @@ from cloudmount.repo.names import pack_name
 from cloudmount.repo.packs import open_frame
 from cloudmount.repo.repository import Repository
 
-BATCH = 8 << 20
-"""Sealed bytes of the frames that one worker brings at a time: about one request in a fresh repository."""
+BATCH = (8 << 20) + (256 << 10)
+"""Sealed bytes of the frames that one worker brings at a time: one request in a fresh repository, and four of
+them are a pack."""
 INFLATED = 2
 """How many times its sealed bytes a batch may be inflated; what compresses better makes smaller batches."""
 LONGEST = BATCH + (1 << 20)
 """Sealed bytes of one request: a batch, and small gaps in it."""
-MEMORY = 96 << 20
+MEMORY = 99 << 20
 """Most bytes in memory, about: a batch takes its sealed bytes, and its plain ones until they are given on."""
 GROUP = 4 << 20
 """Plain bytes that are given to `Hooks.verified` together, at least, but for a batch's last."""
@@ -149,7 +150,9 @@ def _batches(frames: Iterable[Frame], most: Callable[[], int], keeps: bool) -> I
     for frame in frames:
         limit = most()
         takes = frame.at.counted if batch and _goes_on(batch[-1].at, frame.at) else frame.at.length
-        if batch and (sealed + takes > limit or plain + frame.length > INFLATED * limit):
+        full = sealed + takes > limit or plain + frame.length > INFLATED * limit
+        # Of another pack: another request in any case, so it needn't be of this batch.
+        if batch and (full or (4 * sealed >= 3 * limit and frame.at.pack != batch[-1].at.pack)):
             yield made()
             batch, sealed, plain, takes = [], 0, 0, frame.at.length
         batch.append(frame)

@@ -41,9 +41,9 @@ PATIENCE = 2.0
 
 
 FIRST_REQUEST, LEAST_REQUEST = 1 << 20, 256 << 10
-LONG = 0.5
-"""Seconds of a request from which the next are made smaller: a kill loses those under way, and a reader who
-comes meanwhile shares the line with them."""
+LONG, LONG_ALONE = 0.5, 2.0
+"""Seconds of a request from which the next are made smaller: a kill loses those under way, and, where it is
+not alone, a reader who comes meanwhile shares the line with them."""
 
 
 class StoppedError(CloudMountError):
@@ -212,6 +212,7 @@ class _Considerate(Hooks):
     ) -> None:
         self._stop, self._idle, self._give, self._put = stop, idle, at_hand, put
         self._bytes = batch
+        self._long = LONG if idle is not None else LONG_ALONE
         self._putting, self._closed = 0, False
         self._change = threading.Condition()
 
@@ -230,9 +231,9 @@ class _Considerate(Hooks):
 
     def took(self, seconds: float) -> None:
         # Without a lock: one lost change of several at once makes no difference.
-        if seconds > LONG:
+        if seconds > self._long:
             self._bytes = max(LEAST_REQUEST, self._bytes // 2)
-        elif seconds < LONG / 2:
+        elif seconds < self._long / 2:
             self._bytes = min(BATCH, self._bytes * 2)
 
     def at_hand(self, frame: Frame) -> bytes | None:

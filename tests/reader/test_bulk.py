@@ -297,3 +297,28 @@ def test_batches_are_counted_as_they_come_down() -> None:
     hooks = Taking(True, 64 << 10)
     assert len(list(read_frames(made.repository, stream, hooks=hooks))) == 1024
     assert max(map(len, hooks.groups)) * FRAME <= bulk.INFLATED * (64 << 10)
+
+
+def test_requests_end_where_packs_do() -> None:
+    """Four to a pack of the usual shape, not one more for each that a batch begins in another."""
+    made = StoredRepository()
+    frames, per_pack = 4096, 512
+    stream = made.disk(noise(frames * FRAME), pack_bytes=per_pack * (FRAME + 16))
+    packs = {at.pack for n in range(frames) if (at := stream.locate(n)) is not None}
+    store = CountingStore(made.store)
+    batch = per_pack * (FRAME + 16) // 4 * 33 // 32
+    found = list(read_frames(made.behind(store), stream, hooks=Taking(False, batch)))
+    assert len(found) == frames
+    maps = store.snapshot().read - 4 * len(packs)
+    assert 0 <= maps <= 2 + frames * FRAME // SMALL.segment
+
+
+def test_scattered_frames_make_batches_of_three_quarters_at_least() -> None:
+    made = StoredRepository()
+    order = list(range(1024))
+    random.Random(5).shuffle(order)
+    stream = made.disk(noise(1024 * FRAME), order=order, pack_bytes=32 * FRAME)
+    most = 64 * (FRAME + 16)
+    batches = list(bulk._batches(stream.present(), lambda: most, False))
+    assert [frame.number for batch in batches for frame in batch.frames] == list(range(1024))
+    assert all(48 <= len(batch.frames) <= 64 for batch in batches[:-1])

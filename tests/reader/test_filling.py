@@ -18,6 +18,7 @@ from cloudmount.blobs.limited import LimitedStore
 from cloudmount.blobs.memory import MemoryStore
 from cloudmount.errors import DamagedError
 from cloudmount.extents import Zeros
+from cloudmount.reader.bulk import BATCH
 from cloudmount.reader.filling import COMPLETE, Filling, _Considerate, _Wanted
 from cloudmount.reader.hydrating import HydratingSource, LocalDisk
 from cloudmount.reader.localcopy import LocalCopy
@@ -185,7 +186,19 @@ def test_requests_wait_for_readers_and_get_smaller_on_a_slow_line() -> None:
     assert polite.batch_bytes() == most // 2
     for _ in range(10):
         polite.took(0.01)
-    assert polite.batch_bytes() == 8 << 20
+    assert polite.batch_bytes() == BATCH
+    polite.took(0.8)
+    assert polite.batch_bytes() == BATCH // 2
+
+
+def test_requests_may_take_longer_where_no_reader_shares_the_line() -> None:
+    alone = _Considerate(threading.Event(), None, None, lambda frames: None, BATCH)
+    alone.took(1.9)
+    assert alone.batch_bytes() == BATCH
+    alone.took(2.1)
+    assert alone.batch_bytes() == BATCH // 2
+    alone.took(0.9)
+    assert alone.batch_bytes() == BATCH
 
 
 def test_a_reader_hardly_notices_that_the_disk_is_completed(tmp_path: Path) -> None:
