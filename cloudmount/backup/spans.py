@@ -38,6 +38,8 @@ UNCHANGED = 3
 since a disk that is read again must stay quick."""
 TABLE = 1 << 17
 """Words remembered, 17 MB: of each frame of 4 GiB, then of every second frame, and so on."""
+REACH = 4
+"""So many frames behind one that was found are expected to go on as it did, whatever lies between."""
 TRIES = 4
 """Places looked at for a frame."""
 DISTINCT = 7
@@ -81,7 +83,7 @@ class Stream:
     again: Callable[[], BlockSource]
     size: int
     expected: tuple[int, Stream, int] | None = None
-    """A frame, and where its bytes begin if they go on as those of the frame before it did."""
+    """The last frame that was found, and where its bytes begin: the next ones may go on from there."""
 
     def done(self) -> None:
         """All its frames are stored: whoever opened its source may close it."""
@@ -132,15 +134,15 @@ class Spans:
         for base, begin in self._candidates(stream, frame, found.words):
             at = self._proved(base, begin, content, found.words)
             if at is not None:
-                stream.expected = (frame + 1, base, begin + self._frame)
+                stream.expected = (frame, base, begin)
                 return at
         return None
 
     def _candidates(self, stream: Stream, frame: int, words: Sequence[int]) -> Iterator[tuple[Stream, int]]:
         expected = stream.expected
         tried: set[tuple[int, int]] = set()
-        if expected is not None and expected[0] == frame:
-            _, base, begin = expected
+        if expected is not None and frame - expected[0] <= REACH:
+            base, begin = expected[1], expected[2] + (frame - expected[0]) * self._frame
             tried.add((base.number, begin))
             yield base, begin
         if self._table.keys().isdisjoint(words):
