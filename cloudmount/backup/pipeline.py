@@ -9,14 +9,15 @@ methods of `Pipeline` belong to one thread.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from cloudmount.backup.progress import BackupProgress
-from cloudmount.backup.spans import LOOKED, UNCHANGED, WORTH, Marks, Spans, Stream, drawn, marks
+from cloudmount.backup.spans import LOOKED, WORTH, Spans, Stream, word, words
 from cloudmount.backup.uploader import Uploader
 from cloudmount.crypto.keyring import Keyring
 from cloudmount.errors import CloudMountError, UnreadableInputError
@@ -45,7 +46,10 @@ class Taken(NamedTuple):
     length: int
     moment: int
     """`Uploader.moments` when it was looked for."""
-    marks: Marks | None
+    word: int | None
+    """Its first word, when it may span two others, or be spanned."""
+    words: Sequence[int] = ()
+    """Those of all its sectors, when it is one that is looked up for those beside it."""
 
 
 class Sink(Protocol):
@@ -151,15 +155,24 @@ class Pipeline:
         except UnreadableInputError as error:
             sink.failed(error)
             return
+        for _, beside in itertools.groupby(taken, lambda t: t.frame // LOOKED):
+            self._place(list(beside), sink, part)
+
+    def _place(self, taken: list[Taken], sink: Sink, part: Stream | None) -> None:
+        """Store those of these frames that are nowhere yet."""
+        if part is not None:
+            for t in taken:
+                if t.words:
+                    self._spans.look(part, t.frame, t.words)
         for t in taken:
             at = t.at or self._put_since(t, sink)
-            if at is None and part is not None:
-                at = self._spanning(t, sink, part)
+            if at is None and part is not None and part.expected is not None and t.word is not None:
+                at = self._spanning(t.frame, t.content, t.word, sink, part)
             if at is None:
                 at = self._uploader.store(t.content, t.payload, t.length)
             sink.add(t.frame, t.content, at)
-            if part is not None and t.marks is not None and not at.cut:
-                self._spans.remember(part, t.frame, t.marks)
+            if part is not None and t.word is not None and not at.cut:
+                self._spans.remember(part, t.frame, t.word)
             self._progress.add(frames=1)
 
     def _wait(self, future: Future[list[Taken]]) -> list[Taken]:
@@ -176,12 +189,10 @@ class Pipeline:
         at = self._uploader.find_since(taken.content, taken.moment)
         return at if at is not None and sink.usable(taken.frame, at) else None
 
-    def _spanning(self, taken: Taken, sink: Sink, part: Stream) -> Location | None:
+    def _spanning(self, frame: int, content: bytes, first: int, sink: Sink, part: Stream) -> Location | None:
         """Where two frames that are stored hold a new one's bytes, at another alignment."""
-        if taken.marks is None:
-            return None
-        at = self._spans.find(part, taken.frame, taken.content, taken.marks)
-        return at if at is not None and sink.usable(taken.frame, at) else None
+        at = self._spans.find(part, frame, content, first)
+        return at if at is not None and sink.usable(frame, at) else None
 
     def _take(self, source: BlockSource, first: int, count: int, sink: Sink, takes_part: bool) -> list[Taken]:
         offset = first * self._frame
@@ -201,7 +212,8 @@ class Pipeline:
         known = {n: at for n, content, *_ in found if (at := sink.known(n, content)) is not None}
         moment = self._uploader.moments
         stored = self._uploader.find_all([content for n, content, *_ in found if n not in known])
-        taken = []
+        taken: list[Taken] = []
+        looked: dict[int, tuple[int, int]] = {}
         for n, content, begin, plain in found:
             at = known.get(n)
             if at is None:
@@ -209,16 +221,15 @@ class Pipeline:
                 if at is not None and not sink.usable(n, at):
                     at = None
             payload = b"" if at is not None else self._encode(data, begin, plain)
-            made = None
+            first_word = None
             size = len(payload) if at is None else at.length
-            if (
-                takes_part
-                and len(plain) == self._frame <= size * WORTH
-                and not (at is not None and at.cut)
-                and not (n in known and not drawn(n, UNCHANGED))
-            ):
-                made = marks(data, begin, self._frame, looked=at is None and n % LOOKED == 0)
-            taken.append(Taken(n, content, at, payload, len(plain), moment, made))
+            if takes_part and len(plain) == self._frame <= size * WORTH and not (at is not None and at.cut):
+                first_word = word(data, begin)
+                if at is None:
+                    looked[n // LOOKED] = len(taken), begin  # the last: a copy may begin before it
+            taken.append(Taken(n, content, at, payload, len(plain), moment, first_word))
+        for i, begin in looked.values():
+            taken[i] = taken[i]._replace(words=words(data, begin, self._frame))
         return taken
 
     def _encode(self, data: bytes, begin: int, plain: memoryview) -> bytes | memoryview:

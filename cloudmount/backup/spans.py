@@ -1,10 +1,10 @@
 """Frames whose bytes lie elsewhere in what is backed up, at another alignment (FORMAT.md 6.3).
 
-Decided here and only here: how such a frame is found (the first word of each quarter of the frames read is
-remembered, and those of all sectors in the first quarter of every second new one are looked up, so what was
-copied by whole sectors is found), that what was found is read again and proved by content ids before it
-counts, and what that may cost: a bounded table and a few tries a frame. What is copied otherwise, as file
-systems don't, is stored as before: to look at every byte takes several times as long.
+Decided here and only here: how such a frame is found (the first word of each frame is remembered, and those
+of all sectors of one new frame in every eight are looked up, so a copy of some 1 MiB by whole sectors is
+found, and a smaller one with luck), that what was found is read again and proved by content ids before it
+counts, and what that may cost: a bounded table and a few tries. What is copied otherwise, as file systems
+don't, is stored as before: to look at every byte takes several times as long.
 
 Functions are pure; a `Spans` belongs to the backup's thread.
 """
@@ -15,7 +15,6 @@ import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from cloudmount.crypto.keyring import Keyring
 from cloudmount.errors import CloudMountError
@@ -28,18 +27,10 @@ WORD = 8
 """Bytes at the beginning of a sector that it is known by."""
 WORTH = 4
 """Only frames that take a fourth of their length when stored: smaller ones cost less than reading two."""
-PARTS = 4
-"""A word of each of a frame's so many parts is remembered, and a new frame's first part looked up: with fewer
-that takes longer (memory is slow: 0.2 us a word), with more the table is full sooner."""
-LOOKED = 2
-"""Every second new frame is looked up, beside those behind one that was found."""
-UNCHANGED = 3
-"""A mask for `drawn`: of frames that the last snapshot has in the same place only every fourth is remembered,
-since a disk that is read again must stay quick."""
+LOOKED = 8
+"""Of so many frames beside each other one is looked up; where it is found the others are tried there too."""
 TABLE = 1 << 17
-"""Words remembered, 17 MB: of each frame of 4 GiB, then of every second frame, and so on."""
-REACH = 4
-"""So many frames behind one that was found are expected to go on as it did, whatever lies between."""
+"""Words remembered, 17 MB: of each frame of 16 GiB, then of every second frame, and so on."""
 TRIES = 4
 """Places looked at for a frame."""
 DISTINCT = 7
@@ -48,24 +39,19 @@ OPEN = 2
 """Sources of other streams that are open at once, beside the one being stored."""
 
 
-class Marks(NamedTuple):
-    """What a worker took of a frame: the first word of each of its parts, to be remembered, and those of the
-    sectors of its first part, to be looked up."""
-
-    kept: Sequence[int]
-    words: Sequence[int]
+def word(data: bytes, begin: int) -> int:
+    """What the frame that begins at `begin` of `data` is remembered by."""
+    return int.from_bytes(data[begin : begin + WORD], "little")
 
 
-def marks(data: bytes, begin: int, frame: int, *, looked: bool) -> Marks:
-    """Of the whole frame of `frame` bytes that begins at `begin` of `data`; no `words` unless `looked` up."""
-    part = frame // PARTS
-    kept = _words(PARTS, part).unpack_from(data, begin)
-    return Marks(kept, _words(part // SECTOR, SECTOR).unpack_from(data, begin) if looked else ())
+def words(data: bytes, begin: int, frame: int) -> Sequence[int]:
+    """Of all sectors of the frame of `frame` bytes that begins at `begin` of `data`."""
+    return _words(frame // SECTOR).unpack_from(data, begin)
 
 
 @functools.cache
-def _words(count: int, step: int) -> struct.Struct:
-    return struct.Struct("<" + f"Q{step - WORD}x" * (count - 1) + "Q")
+def _words(count: int) -> struct.Struct:
+    return struct.Struct("<" + f"Q{SECTOR - WORD}x" * (count - 1) + "Q")
 
 
 def drawn(frame: int, mask: int) -> bool:
@@ -83,7 +69,7 @@ class Stream:
     again: Callable[[], BlockSource]
     size: int
     expected: tuple[int, Stream, int] | None = None
-    """The last frame that was found, and where its bytes begin: the next ones may go on from there."""
+    """A frame that was found, and where its bytes begin: those beside it may lie beside that."""
 
     def done(self) -> None:
         """All its frames are stored: whoever opened its source may close it."""
@@ -111,16 +97,13 @@ class Spans:
         self._streams.append(made)
         return made
 
-    def remember(self, stream: Stream, frame: int, found: Marks) -> None:
-        """A frame that is stored as itself."""
-        if not drawn(frame, self._mask):
+    def remember(self, stream: Stream, frame: int, first: int) -> None:
+        """A frame that is stored as itself, by its first word."""
+        if not drawn(frame, self._mask) or len(set(first.to_bytes(WORD, "little"))) < DISTINCT:
             return
-        begin = stream.number << 56 | frame * self._frame
-        for i, word in enumerate(found.kept):
-            if len(set(word.to_bytes(WORD, "little"))) >= DISTINCT:
-                place = begin + i * (self._frame // PARTS)
-                if self._table.setdefault(word, place) != place:
-                    self._table[word] = -1
+        place = stream.number << 56 | frame * self._frame
+        if self._table.setdefault(first, place) != place:
+            self._table[first] = -1
         if len(self._table) > TABLE:
             self._mask = 2 * self._mask + 1
             self._table = {
@@ -129,25 +112,37 @@ class Spans:
                 if place >= 0 and drawn((place & (1 << 56) - 1) // self._frame, self._mask)
             }
 
-    def find(self, stream: Stream, frame: int, content: bytes, found: Marks) -> Location | None:
-        """Where two stored frames hold the bytes of this one, of the stream that is being stored."""
-        for base, begin in self._candidates(stream, frame, found.words):
-            at = self._proved(base, begin, content, found.words)
+    def look(self, stream: Stream, frame: int, sectors: Sequence[int]) -> None:
+        """Look a new frame of the stream that is being stored up, by its sectors' words: for `find`."""
+        for base, begin in self._candidates(stream, frame, sectors):
+            if self._likely(base, begin, sectors):
+                stream.expected = (frame, base, begin)
+                return
+
+    def find(self, stream: Stream, frame: int, content: bytes, first: int) -> Location | None:
+        """Where two stored frames hold the bytes of this new one, if one beside it was found."""
+        for base, begin in self._expected(stream, frame):
+            at = self._proved(base, begin, content) if self._likely(base, begin, (first,)) else None
             if at is not None:
                 stream.expected = (frame, base, begin)
                 return at
         return None
 
-    def _candidates(self, stream: Stream, frame: int, words: Sequence[int]) -> Iterator[tuple[Stream, int]]:
-        expected = stream.expected
+    def _expected(self, stream: Stream, frame: int) -> Iterator[tuple[Stream, int]]:
+        if stream.expected is not None:
+            known, base, begin = stream.expected
+            begin += (frame - known) * self._frame
+            if abs(frame - known) <= LOOKED and begin >= 0:
+                yield base, begin
+
+    def _candidates(self, stream: Stream, frame: int, sectors: Sequence[int]) -> Iterator[tuple[Stream, int]]:
         tried: set[tuple[int, int]] = set()
-        if expected is not None and frame - expected[0] <= REACH:
-            base, begin = expected[1], expected[2] + (frame - expected[0]) * self._frame
+        for base, begin in self._expected(stream, frame):
             tried.add((base.number, begin))
             yield base, begin
-        if self._table.keys().isdisjoint(words):
+        if self._table.keys().isdisjoint(sectors):
             return
-        for i, word in enumerate(words):
+        for i, word in enumerate(sectors):
             place = self._table.get(word)
             if place is None or place < 0:
                 continue
@@ -159,23 +154,31 @@ class Spans:
                 yield self._streams[number], begin
                 self._table[word] = -1  # it went on to be asked: this was not it
 
-    def _proved(self, base: Stream, begin: int, content: bytes, words: Sequence[int]) -> Location | None:
+    def _likely(self, base: Stream, begin: int, sectors: Sequence[int]) -> bool:
+        """Whether two whole frames of `base` are there, with these words: most that is none ends here."""
+        if not begin % self._frame or (begin // self._frame + 2) * self._frame > base.size:
+            return False
+        try:
+            source = base.source or self._opened(base)
+            return source is not None and all(
+                source.read_at(begin + i * SECTOR, WORD) == sectors[i].to_bytes(WORD, "little")
+                for i in {0, len(sectors) // 2, len(sectors) - 1}
+            )
+        except CloudMountError:
+            return False
+
+    def _proved(self, base: Stream, begin: int, content: bytes) -> Location | None:
         """Where the frame lies whose bytes are those of `base` from `begin` on, if that is so.
 
         All is decided by bytes read just now, and by the ids of just those: that what was remembered has
         changed since does no harm.
         """
-        first, skip = divmod(begin, self._frame)
-        if not skip or (first + 2) * self._frame > base.size:
-            return None
+        number, skip = divmod(begin, self._frame)
         try:
             source = base.source or self._opened(base)
             if source is None:
                 return None
-            for i in {0, len(words) - 1} if words else ():  # most that is none ends here
-                if source.read_at(begin + i * SECTOR, WORD) != words[i].to_bytes(WORD, "little"):
-                    return None
-            (one, plain), (two, more) = (self._read(base, source, first + i) for i in range(2))
+            (one, plain), (two, more) = (self._read(base, source, number + i) for i in range(2))
         except CloudMountError:
             return None
         if self._keys.content_id(b"".join((memoryview(plain)[skip:], memoryview(more)[:skip]))) != content:

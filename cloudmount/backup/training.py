@@ -136,7 +136,7 @@ def _trained(samples: list[bytes], size: int) -> bytes | None:
     given: list[bytes | bytearray | memoryview[int]] = [*samples]
     try:
         made = zstandard.train_dictionary(
-            size, given, k=min(512, size // 2), d=8, f=18, accel=3, level=LEVEL, dict_id=1 << 15
+            size, given, k=min(512, size // 2), d=6, f=20, accel=1, level=LEVEL, dict_id=1 << 15
         )
     except (zstandard.ZstdError, ValueError):
         return None

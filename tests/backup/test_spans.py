@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmount.backup import spans
-from cloudmount.backup.spans import Marks, Spans, marks
+from cloudmount.backup.spans import Spans, word, words
 from cloudmount.blobs.faulty import Fault, FaultyStore, at
 from cloudmount.blobs.memory import MemoryStore
 from cloudmount.crypto.keyring import Keyring
@@ -310,18 +310,19 @@ class Finder:
     def frame(self, number: int) -> bytes:
         return self.content[number * FRAME : (number + 1) * FRAME]
 
-    def store(self, number: int, found: Marks) -> None:
+    def store(self, number: int) -> None:
         at = Location(b"p" * 16, 64 + 4112 * len(self.stored), 4112, BIRTH, len(self.stored))
         self.stored.setdefault(KEYS.content_id(self.frame(number)), at)
-        self.spans.remember(self.stream, number, found)
+        self.spans.remember(self.stream, number, word(self.content, number * FRAME))
 
     def each(self) -> Iterator[Location | None]:
         """All frames in order; those that aren't found are stored."""
         for n in range(len(self.content) // FRAME):
-            found = marks(self.content, n * FRAME, FRAME, looked=True)
-            at = self.spans.find(self.stream, n, KEYS.content_id(self.frame(n)), found)
+            self.spans.look(self.stream, n, words(self.content, n * FRAME, FRAME))
+            first = word(self.content, n * FRAME)
+            at = self.spans.find(self.stream, n, KEYS.content_id(self.frame(n)), first)
             if at is None:
-                self.store(n, found)
+                self.store(n)
             yield at
 
 

@@ -115,9 +115,12 @@ def _synthetic(pages: int, geometry: Geometry) -> int:
     repository = new_repository(store, geometry)
     keys = repository.keys
     writer = PackWriter(keys, memoryview(bytearray((1 << 20) + PACK_SLACK)))
-    plain = random.Random(2).randbytes(geometry.frame - 9000) + text(2, 9000)
+    noise = random.Random(2).randbytes(geometry.frame - 9000)
+    plain = noise[: len(noise) // 2] + text(2, 9000) + noise[len(noise) // 2 :]  # its middle can be compressed
     dictionary = repository.dictionaries.add(trained(geometry.dictionary), {}, store.create)
-    real = writer.add(keys.content_id(plain), encode_frame(plain, dictionary))
+    payload = encode_frame(plain, dictionary)
+    assert payload != encode_frame(plain), "it needs the dictionary"
+    real = writer.add(keys.content_id(plain), payload)
     pack = writer.finish()
     store.create(pack.name, bytes(pack.data))
     maps = MapSet(keys, store.create)
