@@ -116,7 +116,7 @@ def _synthetic(pages: int, geometry: Geometry) -> int:
     keys = repository.keys
     writer = PackWriter(keys, memoryview(bytearray((1 << 20) + PACK_SLACK)))
     noise = random.Random(2).randbytes(geometry.frame - 9000)
-    plain = noise[: len(noise) // 2] + text(2, 9000) + noise[len(noise) // 2 :]  # its middle can be compressed
+    plain = noise[: len(noise) // 2] + text(2, 9000) + noise[len(noise) // 2 :]
     dictionary = repository.dictionaries.add(trained(geometry.dictionary), {}, store.create)
     payload = encode_frame(plain, dictionary)
     assert payload != encode_frame(plain), "it needs the dictionary"
