@@ -261,8 +261,9 @@ def test_every_usage_error_is_one_line_with_a_hint(console: Console) -> None:
 
 
 def test_help_and_version_start_quickly(console: Console) -> None:
-    """In seconds of processor, so that a busy machine doesn't count. Measured: 0.04, 0.06 and 0.1."""
-    for arguments, most in ((["--version"], 0.15), (["--help"], 0.25), (["status"], 0.4)):
+    """In seconds of processor, so that a busy machine counts little. Measured: 0.04, 0.06 and 0.1; on a slow
+    one beside another test 0.5 for the last."""
+    for arguments, most in ((["--version"], 0.4), (["--help"], 0.6), (["status"], 1.0)):
         times = []
         for _ in range(6):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -199,11 +199,14 @@ def test_a_silent_store() -> None:
     """Who waits gives up by its own deadline, and one with a later one begins anew; nothing is remembered."""
     made = Made()
     silent = [True]
+    asked = threading.Event()
 
     def plan(operation: Operation) -> Fault | None:
+        asked.set()
         return Fault.STALL if silent[0] else None
 
     repository = made.anew(FaultyStore(made.store, plan))
+    asked.clear()
     failed: list[Exception] = []
     later: list[Dictionary] = []
 
@@ -217,11 +220,11 @@ def test_a_silent_store() -> None:
     others = [threading.Thread(target=read, args=(0.3,)) for _ in range(4)]
     for thread in others:
         thread.start()
-    time.sleep(0.05)
+    assert asked.wait(30)
     patient.start()  # waits for one that is about to give up
+    silent[0] = False  # for who asks from now on
     for thread in others:
         thread.join()
-        silent[0] = False
     patient.join(30)
     assert len(failed) >= 1
     assert len(later) + len(failed) == 5

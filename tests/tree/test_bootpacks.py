@@ -72,7 +72,7 @@ def test_it_holds_what_the_boot_read_in_order_in_the_hot_tier(lab: Lab) -> None:
     disk, data = (lab.folder / "disk.img").read_bytes(), lab.store.read(pack.name)
     for copy in pack.copies:
         sealed = data[copy.offset : copy.offset + copy.length]
-        plain = pack.open(lab.repository.keys, copy, sealed)
+        plain = pack.open(lab.repository.keys, copy, sealed, lab.repository.dictionaries.get)
         assert plain == disk[copy.frame * FRAME : (copy.frame + 1) * FRAME]
 
 
