@@ -182,6 +182,8 @@ class _Check:
             data = DataCheck(self.repository, self.damage, self.findings, self.progress.read, pool)
             if self.percent is not None:
                 self._data(data, references, trust, snapshots)
+            if self.percent == 100:  # every frame that needs one was met
+                self.damage.dictionaries |= {id for id in named if self.repository.dictionaries.lost(id)}
         finally:
             pool.shutdown(cancel_futures=True)
             references.close()
@@ -235,8 +237,7 @@ class _Check:
             except (DamagedError, BlobMissingError) as error:
                 self.findings.add("", Spot(info.name, 0, info.size, _short(error, info.name)))
             else:
-                self.recorded.frames |= one.frames
-                self.recorded.items |= one.items
+                self.recorded.add(one)
 
     def _traces_and_proofs(self) -> None:
         for error in damaged_traces(self.repository):
@@ -363,8 +364,8 @@ class _Check:
 
     def _record(self) -> str | None:
         """Write down what was found and is not yet, for writers."""
-        new = Damage(self.damage.frames - self.recorded.frames, self.damage.items - self.recorded.items)
-        if not new.frames and not new.items:
+        new = self.damage.beyond(self.recorded)
+        if not new:
             return None
         try:
             return write_damage(self.repository, new)

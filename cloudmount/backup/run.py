@@ -29,7 +29,7 @@ from cloudmount.memory import for_moving
 from cloudmount.repo.dedup import DedupIndex
 from cloudmount.repo.listings import Listing
 from cloudmount.repo.mapset import MapSet
-from cloudmount.repo.names import INDEX, SnapshotKey, iso_time
+from cloudmount.repo.names import INDEX, SnapshotKey, dictionary_names, iso_time
 from cloudmount.repo.packs import INDEX_LIMIT, open_index
 from cloudmount.repo.partwriter import PartWriter
 from cloudmount.repo.repository import Repository
@@ -150,11 +150,17 @@ def run_backup(
         _load_index(repository, dedup)
         uploader = Uploader(repository, dedup, progress)
         pipeline = Pipeline(repository.keys, repository.geometry, uploader, progress)
-        training = Training(repository, uploader.create_now, options.worth_bytes, previous)
+        training = Training(repository, uploader.create_now, options.worth_bytes)
         pipeline.dictionary = training.found
         maps = MapSet(repository.keys, uploader.send, min(repository.geometry.pack, MAP_BYTES))
         cache = MapCache(repository)
         job = Job(repository, options, progress, trust, maps, cache, pipeline, training, previous, problems)
+        for id in training.lost(previous, trust.damage) if previous is not None else ():
+            job.skip(
+                dictionary_names(id)[0],
+                "the dictionary is lost, so what was compressed with it can't be read: bring one of its two "
+                "objects back, or run 'cloudmount check --read-data', after which a backup stores that anew",
+            )
         listing = _listing(job)
         parts = PartWriter(repository.keys, repository.geometry, maps, trust, listing)
         files, disks = FileBackup(job, listing, parts), DiskBackup(job)

@@ -17,8 +17,8 @@ import zstandard
 
 from cloudmount.errors import CloudMountError, DamagedError
 from cloudmount.extents import BlockSource
+from cloudmount.repo.damage import Damage
 from cloudmount.repo.dictionaries import MOST_NAMES, room
-from cloudmount.repo.names import dictionary_names
 from cloudmount.repo.payload import LEVEL, Dictionary, encode_frame
 from cloudmount.repo.repository import Repository
 from cloudmount.repo.snapshots import Snapshot
@@ -47,7 +47,6 @@ class Training:
         repository: Repository,
         create: Callable[[str, bytes], None],
         worth_bytes: int,
-        previous: Snapshot | None = None,
     ) -> None:
         self._repository, self._create, self._worth = repository, create, worth_bytes
         geometry = repository.geometry
@@ -63,12 +62,14 @@ class Training:
                 self.needed.append(repository.dictionaries.get(id).id)
             except DamagedError as error:
                 repository.warn(f"a dictionary is ignored: {error}")
-        for id in previous.dictionaries if previous is not None else ():
-            if id not in self.needed:
-                repository.warn(
-                    f"{dictionary_names(id)[0]} is lost, and with it what was compressed with it: run "
-                    "'cloudmount check --read-data', after which the next backup stores that anew"
-                )
+
+    def lost(self, previous: Snapshot, damage: Damage) -> list[int]:
+        """Dictionaries that frames of the previous snapshot may need, that are lost, and that no check has
+        told the frames of: what is used again of those can't be read. They stay `needed`."""
+        ids = [id for id in previous.dictionaries if id not in damage.dictionaries]
+        found = [id for id in ids if id not in self.needed and self._repository.dictionaries.lost(id)]
+        self.needed += [id for id in ids if id not in self.needed]
+        return found
 
     def before(self, source: BlockSource) -> Dictionary | None:
         """The dictionary to compress a disk with that is about to be read."""

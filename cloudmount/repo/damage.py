@@ -24,10 +24,27 @@ OBJECT_LIMIT = 64 << 20
 
 @dataclass(slots=True)
 class Damage:
-    """Damaged places: frames as (pack id, offset in it), items as (map object id, number)."""
+    """Damaged places: frames as (pack id, offset in it), items as (map object id, number); and ids of lost
+    dictionaries, all frames that need which are told."""
 
     frames: set[tuple[bytes, int]] = field(default_factory=set)
     items: set[tuple[bytes, int]] = field(default_factory=set)
+    dictionaries: set[int] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.frames or self.items or self.dictionaries)
+
+    def add(self, other: Damage) -> None:
+        """All that another tells too."""
+        self.frames |= other.frames
+        self.items |= other.items
+        self.dictionaries |= other.dictionaries
+
+    def beyond(self, other: Damage) -> Damage:
+        """What another doesn't tell."""
+        return Damage(
+            self.frames - other.frames, self.items - other.items, self.dictionaries - other.dictionaries
+        )
 
     def add_frame(self, at: Location) -> None:
         """A frame that does not open, or is not what its id says."""
@@ -47,8 +64,7 @@ def read_damage(repository: Repository) -> Damage:
         except (DamagedError, BlobMissingError) as error:
             repository.warn(f"{info.name} is ignored: {error}")
         else:
-            found.frames |= one.frames
-            found.items |= one.items
+            found.add(one)
     return found
 
 
@@ -62,6 +78,7 @@ def open_damage(repository: Repository, info: BlobInfo) -> Damage:
         return Damage(
             {(bytes.fromhex(pack), int(offset)) for pack, offset in value["frames"]},
             {(bytes.fromhex(map), int(number)) for map, number in value["items"]},
+            {int(id, 16) for id in value.get("dictionaries", [])},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{info.name} makes no sense: {error!r}") from None
@@ -72,6 +89,7 @@ def write_damage(repository: Repository, found: Damage) -> str:
     value = {
         "frames": [[pack.hex(), offset] for pack, offset in sorted(found.frames)],
         "items": [[map.hex(), number] for map, number in sorted(found.items)],
+        "dictionaries": [f"{id:08x}" for id in sorted(found.dictionaries)],
     }
     name, data = seal_single(repository.keys, KIND_DAMAGE, DAMAGE, canonical(value))
     repository.store.create(name, data)

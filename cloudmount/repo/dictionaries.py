@@ -249,6 +249,14 @@ class Dictionaries:
             if not same:
                 raise error from None
 
+    def lost(self, id: int) -> bool:
+        """Whether neither of a dictionary's objects opens."""
+        try:
+            self.get(id)
+        except DamagedError:
+            return True
+        return False
+
     def damaged(self, named: Set[int]) -> Iterator[tuple[Spot, bool]]:
         """What is wrong with each object of the dictionaries that are listed, or `named` by snapshots; and
         whether that is damage: one that no snapshot names may be half of what a killed backup left."""
