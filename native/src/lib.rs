@@ -11,6 +11,7 @@ mod local;
 mod loops;
 mod memory;
 mod opened;
+mod patience;
 mod queue;
 mod server;
 mod ways;

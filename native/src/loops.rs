@@ -3,16 +3,21 @@
 //! Decided here and only here: that one is, while one thread reads and asks for one thing after another.
 //! A second would only cost: the kernel wakes those that sleep in turn, so each answer would come from a
 //! loop that has slept for longest. `fuser` takes the requests, so a loop can be held up only within one,
-//! once that is answered. Whatever ends a loop (an unmount) sets the others free.
+//! once that is answered. Whatever ends a loop (an unmount) sets the others free. The one in use looks
+//! for the next request before it sleeps, as long as that pays (`patience`).
 //!
 //! Threading: the event loops; a lock for a few operations.
 
 use std::cell::RefCell;
+use std::hint;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::patience::{Patience, MOMENT};
 
 /// Reads in a row by one thread that make it the only reader.
 const ALONE: u32 = 32;
@@ -72,6 +77,7 @@ pub struct Loops {
 #[derive(Default)]
 struct State {
     readers: Readers,
+    patience: Patience,
     /// The one that goes on while one is enough.
     leader: Option<ThreadId>,
     /// How many are held up.
@@ -124,6 +130,18 @@ impl Loops {
         unsafe { libc::poll(&raw mut asked, 1, 0) > 0 }
     }
 
+    /// Whether a request comes within a moment; asked for, not slept for.
+    fn linger(&self) -> bool {
+        let since = Instant::now();
+        while !self.queued() {
+            if since.elapsed() > MOMENT {
+                return false;
+            }
+            hint::spin_loop();
+        }
+        true
+    }
+
     /// A loop begins with a read by thread `reader`.
     pub fn begin(self: &Arc<Self>, reader: u32) {
         LEAVING.with_borrow_mut(|leaving| {
@@ -144,6 +162,12 @@ impl Loops {
         }
         let me = thread::current().id();
         if *state.leader.get_or_insert(me) == me {
+            let look = state.patience.now();
+            drop(state);
+            if look {
+                let came = self.linger();
+                self.state.lock().patience.learn(came);
+            }
             return;
         }
         state.held += 1;
@@ -216,6 +240,17 @@ mod tests {
             readers.came(8, || false); // all is forgotten with the next
         }
         assert!(readers.alone());
+    }
+
+    #[test]
+    fn the_next_is_looked_for_for_a_moment() -> Result<()> {
+        let (loops, mut to) = piped()?;
+        assert!(!loops.linger());
+        to.write_all(b"x")?;
+        assert!(loops.linger());
+        drop(to); // a connection that has ended too
+        assert!(loops.linger());
+        Ok(())
     }
 
     fn piped() -> Result<(Arc<Loops>, PipeWriter)> {
