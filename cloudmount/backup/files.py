@@ -35,11 +35,13 @@ class _SmallSink:
         self.frames: list[tuple[bytes, Location] | None] = [None] * count
         self.error: UnreadableInputError | None = None
 
-    def add(self, frame: int, content: bytes, at: Location) -> None:
-        self.frames[frame] = (content, at)
+    def add(self, first: int, contents: list[bytes], places: list[Location | None]) -> None:
+        for frame, (content, at) in enumerate(zip(contents, places, strict=True), first):
+            if at is not None:
+                self.frames[frame] = (content, at)
 
-    def known(self, frame: int, content: bytes) -> Location | None:
-        return None
+    def known(self, _first: int, contents: list[bytes]) -> list[Location | None]:
+        return [None] * len(contents)
 
     def usable(self, frame: int, at: Location) -> bool:
         return True

@@ -9,7 +9,6 @@ methods of `Pipeline` belong to one thread.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from cloudmount.backup.progress import BackupProgress
-from cloudmount.backup.spans import LOOKED, WORTH, Spans, Stream, word, words
+from cloudmount.backup.spans import LOOKED, WORTH, Spans, Stream, first_words, words
 from cloudmount.backup.uploader import Uploader
-from cloudmount.crypto.keyring import Keyring
+from cloudmount.crypto.keyring import ZERO_ID, Keyring
 from cloudmount.errors import CloudMountError, UnreadableInputError
 from cloudmount.extents import BlockSource
 from cloudmount.repo.config import Geometry
@@ -27,8 +26,8 @@ from cloudmount.repo.locations import Location
 from cloudmount.repo.payload import Dictionary, decode_frame, encode_frame
 
 _FEW_ZEROS = bytes(64)
-BATCH_BYTES = 1 << 20
-AHEAD = 24
+BATCH_BYTES = 2 << 20
+AHEAD = 12
 WAITING = 256
 """Batches and actions in the queue: a million empty files are not all held open."""
 WORKERS = (os.cpu_count() or 2) + 1
@@ -36,30 +35,43 @@ WORKERS = (os.cpu_count() or 2) + 1
 that only wait for each other (measured: 6.2 s with two more, 6.0 with one, 5.8 with none)."""
 
 
-class Taken(NamedTuple):
-    """A frame that was read: its number, content id, where it is stored already, else its payload."""
+class New(NamedTuple):
+    """A frame that was read and is not stored yet, as far as a worker knows."""
 
-    frame: int
-    content: bytes
-    at: Location | None
+    place: int
+    """Among those taken together."""
     payload: bytes | memoryview
     length: int
+    """Plain bytes."""
+
+
+class Taken(NamedTuple):
+    """Frames beside each other that were read."""
+
+    first: int
+    contents: list[bytes]
+    """Content ids; `ZERO_ID` for all zeros."""
+    places: list[Location | None]
+    """Where they are stored already."""
+    new: list[New]
     moment: int
-    """`Uploader.moments` when it was looked for."""
-    word: int | None
-    """Its first word, when it may span two others, or be spanned."""
-    words: Sequence[int] = ()
-    """Those of all its sectors, when it is one that is looked up for those beside it."""
+    """`Uploader.moments` when they were looked for."""
+    words: list[int | None]
+    """Their first words, for those that may span two others, or be spanned; none when the stream takes no
+    part in this."""
+    looked: dict[int, tuple[int, Sequence[int]]]
+    """Of `LOOKED` frames beside each other, by their number: the one that is looked up for them, and the
+    words of all its sectors."""
 
 
 class Sink(Protocol):
-    """Takes the present frames of one stream in order."""
+    """Takes the frames of one stream in order."""
 
-    def add(self, frame: int, content: bytes, at: Location) -> None:
-        """The next present frame."""
+    def add(self, first: int, contents: list[bytes], places: list[Location | None]) -> None:
+        """The next frames; those that are absent, or left out, are all zeros."""
 
-    def known(self, frame: int, content: bytes) -> Location | None:
-        """Where the previous snapshot keeps this frame, if with this content id. On any thread."""
+    def known(self, first: int, contents: list[bytes]) -> list[Location | None]:
+        """Where the previous snapshot keeps these frames, if with these content ids. On any thread."""
 
     def usable(self, frame: int, at: Location) -> bool:
         """Whether this frame may use what is stored at `at`. On any thread."""
@@ -87,7 +99,7 @@ class Pipeline:
         self.dictionary: Dictionary | None = None
         """What frames read from now on are compressed with."""
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="frames")
-        self._queue: deque[tuple[Future[list[Taken]], Sink, Stream | None] | Callable[[], None]] = deque()
+        self._queue: deque[tuple[Future[Taken], Sink, Stream | None] | Callable[[], None]] = deque()
         self._ahead = 0
         self._batch = max(1, BATCH_BYTES // geometry.frame)
 
@@ -137,7 +149,7 @@ class Pipeline:
             self._next()
         self._queue.append(action)
 
-    def _submit(self, job: Callable[[], list[Taken]], sink: Sink, part: Stream | None) -> None:
+    def _submit(self, job: Callable[[], Taken], sink: Sink, part: Stream | None) -> None:
         while self._ahead >= AHEAD:
             self._next()
         self._queue.append((self._pool.submit(job), sink, part))
@@ -155,27 +167,41 @@ class Pipeline:
         except UnreadableInputError as error:
             sink.failed(error)
             return
-        for _, beside in itertools.groupby(taken, lambda t: t.frame // LOOKED):
-            self._place(list(beside), sink, part)
+        self._place(taken, sink, part)
 
-    def _place(self, taken: list[Taken], sink: Sink, part: Stream | None) -> None:
+    def _place(self, taken: Taken, sink: Sink, part: Stream | None) -> None:
         """Store those of these frames that are nowhere yet."""
-        if part is not None:
-            for t in taken:
-                if t.words:
-                    self._spans.look(part, t.frame, t.words)
-        for t in taken:
-            at = t.at or self._put_since(t, sink)
-            if at is None and part is not None and part.expected is not None and t.word is not None:
-                at = self._spanning(t.frame, t.content, t.word, sink, part)
+        places = taken.places
+        beside = -1
+        remembered = new = new_bytes = 0
+        for place, payload, length in taken.new:
+            frame, content = taken.first + place, taken.contents[place]
+            if part is not None and frame // LOOKED != beside:
+                beside = frame // LOOKED
+                self._remember(part, taken, remembered, place)
+                remembered = place
+                if beside in taken.looked:
+                    self._spans.look(part, *taken.looked[beside])
+            at = self._put_since(frame, content, taken.moment, sink)
+            if at is None and part is not None and part.expected is not None:
+                at = self._spanning(frame, content, taken.words[place], sink, part)
             if at is None:
-                at = self._uploader.store(t.content, t.payload, t.length)
-            sink.add(t.frame, t.content, at)
-            if part is not None and t.word is not None and not at.cut:
-                self._spans.remember(part, t.frame, t.word)
-            self._progress.add(frames=1)
+                at = self._uploader.store(content, payload)
+                new, new_bytes = new + 1, new_bytes + length
+            places[place] = at
+        sink.add(taken.first, taken.contents, places)
+        if part is not None:
+            self._remember(part, taken, remembered, len(places))
+        present = len(places) - places.count(None)
+        self._progress.add(frames=present, new_frames=new, new_bytes=new_bytes)
 
-    def _wait(self, future: Future[list[Taken]]) -> list[Taken]:
+    def _remember(self, part: Stream, taken: Taken, begin: int, end: int) -> None:
+        """Have these of the frames found later: their places are known by now."""
+        places = zip(taken.words[begin:end], taken.places[begin:end], strict=True)
+        words = [None if at is None or at.cut else word for word, at in places]
+        self._spans.remember(part, taken.first + begin, words)
+
+    def _wait(self, future: Future[Taken]) -> Taken:
         while True:
             self._uploader.check()
             try:
@@ -184,53 +210,64 @@ class Pipeline:
                 if future.done():
                     raise
 
-    def _put_since(self, taken: Taken, sink: Sink) -> Location | None:
+    def _put_since(self, frame: int, content: bytes, moment: int, sink: Sink) -> Location | None:
         """Where the same content was put after a worker had looked for it."""
-        at = self._uploader.find_since(taken.content, taken.moment)
-        return at if at is not None and sink.usable(taken.frame, at) else None
-
-    def _spanning(self, frame: int, content: bytes, first: int, sink: Sink, part: Stream) -> Location | None:
-        """Where two frames that are stored hold a new one's bytes, at another alignment."""
-        at = self._spans.find(part, frame, content, first)
+        at = self._uploader.find_since(content, moment)
         return at if at is not None and sink.usable(frame, at) else None
 
-    def _take(self, source: BlockSource, first: int, count: int, sink: Sink, takes_part: bool) -> list[Taken]:
+    def _spanning(
+        self, frame: int, content: bytes, first: int | None, sink: Sink, part: Stream
+    ) -> Location | None:
+        """Where two frames that are stored hold a new one's bytes, at another alignment."""
+        at = self._spans.find(part, frame, content, first) if first is not None else None
+        return at if at is not None and sink.usable(frame, at) else None
+
+    def _take(self, source: BlockSource, first: int, count: int, sink: Sink, takes_part: bool) -> Taken:
         offset = first * self._frame
         data = source.read_at(offset, min(count * self._frame, source.size - offset))
         self._progress.add(read_bytes=len(data))
         whole = memoryview(data)
-        found: list[tuple[int, bytes, int, memoryview]] = []
-        for i in range(count):
-            begin, end = i * self._frame, min((i + 1) * self._frame, len(data))
-            if (
-                data.startswith(_FEW_ZEROS[: end - begin], begin)
-                and data[begin:end] == self._zeros[: end - begin]
-            ):
-                continue
-            plain = whole[begin:end]
-            found.append((first + i, self._keys.content_id(plain), begin, plain))
-        known = {n: at for n, content, *_ in found if (at := sink.known(n, content)) is not None}
+        contents = [self._content(data, whole, i * self._frame) for i in range(count)]
+        places = sink.known(first, contents)
         moment = self._uploader.moments
-        stored = self._uploader.find_all([content for n, content, *_ in found if n not in known])
-        taken: list[Taken] = []
-        looked: dict[int, tuple[int, int]] = {}
-        for n, content, begin, plain in found:
-            at = known.get(n)
-            if at is None:
-                at = stored.get(content)
-                if at is not None and not sink.usable(n, at):
-                    at = None
-            payload = b"" if at is not None else self._encode(data, begin, plain)
-            first_word = None
-            size = len(payload) if at is None else at.length
-            if takes_part and len(plain) == self._frame <= size * WORTH and not (at is not None and at.cut):
-                first_word = word(data, begin)
-                if at is None:
-                    looked[n // LOOKED] = len(taken), begin  # the last: a copy may begin before it
-            taken.append(Taken(n, content, at, payload, len(plain), moment, first_word))
-        for i, begin in looked.values():
-            taken[i] = taken[i]._replace(words=words(data, begin, self._frame))
+        new: list[New] = []
+        missing = [i for i in range(count) if places[i] is None and contents[i] != ZERO_ID]
+        if missing:
+            stored = self._uploader.find_all([contents[i] for i in missing])
+            for i in missing:
+                at = stored.get(contents[i])
+                if at is not None and sink.usable(first + i, at):
+                    places[i] = at
+                    continue
+                begin = i * self._frame
+                plain = whole[begin : begin + self._frame]
+                new.append(New(i, self._encode(data, begin, plain), len(plain)))
+        taken = Taken(first, contents, places, new, moment, [], {})
+        if takes_part:
+            self._note_words(taken, data)
         return taken
+
+    def _content(self, data: bytes, whole: memoryview, begin: int) -> bytes:
+        """The content id of the frame that begins at `begin` of `data`."""
+        plain = whole[begin : begin + self._frame]
+        n = len(plain)
+        if data.startswith(_FEW_ZEROS[:n], begin) and data[begin : begin + n] == self._zeros[:n]:
+            return ZERO_ID
+        return self._keys.content_id(plain)
+
+    def _note_words(self, taken: Taken, data: bytes) -> None:
+        """Fill in `words` and `looked`: of whole frames that take enough room, and don't span two."""
+        sizes = [0 if at is None or at.cut else at.length for at in taken.places]
+        for place, payload, _ in taken.new:
+            sizes[place] = len(payload)
+        firsts = zip(first_words(data, self._frame), sizes, strict=False)
+        taken.words.extend(word if size * WORTH >= self._frame else None for word, size in firsts)
+        taken.words.extend([None] * (len(sizes) - len(taken.words)))
+        looked = {
+            (taken.first + n.place) // LOOKED: n.place for n in taken.new if taken.words[n.place] is not None
+        }
+        for beside, place in looked.items():  # the last of each: a copy may begin before it
+            taken.looked[beside] = taken.first + place, words(data, place * self._frame, self._frame)
 
     def _encode(self, data: bytes, begin: int, plain: memoryview) -> bytes | memoryview:
         """The payload of `plain`, which lies in `data` from `begin` on."""

@@ -39,19 +39,19 @@ OPEN = 2
 """Sources of other streams that are open at once, beside the one being stored."""
 
 
-def word(data: bytes, begin: int) -> int:
-    """What the frame that begins at `begin` of `data` is remembered by."""
-    return int.from_bytes(data[begin : begin + WORD], "little")
+def first_words(data: bytes, frame: int) -> Sequence[int]:
+    """What each whole frame of `frame` bytes in `data` is remembered by."""
+    return _words(len(data) // frame, frame).unpack_from(data) if len(data) >= frame else ()
 
 
 def words(data: bytes, begin: int, frame: int) -> Sequence[int]:
     """Of all sectors of the frame of `frame` bytes that begins at `begin` of `data`."""
-    return _words(frame // SECTOR).unpack_from(data, begin)
+    return _words(frame // SECTOR, SECTOR).unpack_from(data, begin)
 
 
-@functools.cache
-def _words(count: int) -> struct.Struct:
-    return struct.Struct("<" + f"Q{SECTOR - WORD}x" * (count - 1) + "Q")
+@functools.lru_cache(64)
+def _words(count: int, apart: int) -> struct.Struct:
+    return struct.Struct("<" + f"Q{apart - WORD}x" * (count - 1) + "Q")
 
 
 def drawn(frame: int, mask: int) -> bool:
@@ -97,13 +97,19 @@ class Spans:
         self._streams.append(made)
         return made
 
-    def remember(self, stream: Stream, frame: int, first: int) -> None:
-        """A frame that is stored as itself, by its first word."""
-        if not drawn(frame, self._mask) or len(set(first.to_bytes(WORD, "little"))) < DISTINCT:
-            return
-        place = stream.number << 56 | frame * self._frame
-        if self._table.setdefault(first, place) != place:
-            self._table[first] = -1
+    def remember(self, stream: Stream, first: int, firsts: Sequence[int | None]) -> None:
+        """Frames from `first` on by their first words: None for those that are not to be found, as they are
+        small or not stored as themselves."""
+        for frame, word in enumerate(firsts, first):
+            if (
+                word is None
+                or (self._mask and not drawn(frame, self._mask))
+                or len(set(word.to_bytes(WORD, "little"))) < DISTINCT
+            ):
+                continue
+            place = stream.number << 56 | frame * self._frame
+            if self._table.setdefault(word, place) != place:
+                self._table[word] = -1
         if len(self._table) > TABLE:
             self._mask = 2 * self._mask + 1
             self._table = {

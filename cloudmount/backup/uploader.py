@@ -49,7 +49,7 @@ class Uploader:
         self._flying: dict[bytes, Location] = {}
         self._landed: deque[Sequence[bytes]] = deque()
         self.moments = 0
-        """How many packs went out of memory: what is found by then is in the index, or still in memory."""
+        """How many packs have landed: what was put since the last `REMEMBERED` of them did is in memory."""
         self._tables: list[PackTable] = dedup.unindexed()
         self._pack: PackWriter | None = None
         self._rooms: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
@@ -73,10 +73,10 @@ class Uploader:
         """Where a frame was put that `find_all` did not know when `moments` was `moment`."""
         with self._lock:
             found = self._flying.get(content)
-            forgotten = self.moments != moment
+            forgotten = self.moments - moment > REMEMBERED
         return self._dedup.find(content) if found is None and forgotten else found
 
-    def store(self, content: bytes, payload: bytes | memoryview, plain_length: int) -> Location:
+    def store(self, content: bytes, payload: bytes | memoryview) -> Location:
         """Put a frame's encoded payload into the open pack; where it will lie. May wait for room."""
         if self._pack is None:
             self._room_used = self._wait_for_room()
@@ -84,7 +84,6 @@ class Uploader:
         at = self._pack.add(content, payload)
         with self._lock:
             self._flying[content] = at
-        self._progress.add(new_frames=1, new_bytes=plain_length)
         if self._pack.full:
             self._close_pack()
         return at
@@ -136,10 +135,10 @@ class Uploader:
         self._dedup.enter([pack.table], None)
         with self._lock:
             self._landed.append(pack.table.ids)
+            self.moments += 1
             if len(self._landed) > REMEMBERED:
                 for content in self._landed.popleft():
                     self._flying.pop(content, None)
-                self.moments += 1
             self._tables.append(pack.table)
             full = len(self._tables) >= INDEX_PACKS or sum(len(t.ids) for t in self._tables) >= INDEX_FRAMES
             tables, self._tables = (self._tables, []) if full else ([], self._tables)

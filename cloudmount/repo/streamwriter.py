@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeVar
 
 from cloudmount.crypto.keyring import ID_BYTES, ZERO_ID, Keyring
 from cloudmount.errors import DamagedError, StoreError
@@ -29,6 +31,8 @@ MAX_SEGMENT_BIRTHS = 96
 need 45 KiB of locations, and 48 is the most that a segment should take (docs/architecture.md)."""
 GATHER_TO = 64
 
+T = TypeVar("T")
+
 
 class PreviousSegment:
     """A segment of the previous snapshot, as far as it may be used again."""
@@ -36,41 +40,47 @@ class PreviousSegment:
     def __init__(self, stream: StreamMap, number: int, trust: Trust) -> None:
         self.ref: SegmentRef | None = None
         self.avoid: frozenset[bytes] = frozenset()
-        self._ids: list[bytes] = []
-        self._segment = None
-        self._trust = trust
+        self._contents: list[bytes] = []
+        self._places: list[Location | None] = []
+        self._usable: list[Location | None] = []
         try:
             ref = stream.segment_ref(number) if number < stream.segments else None
             if ref is None or not (trust.item(ref.locations) and trust.item(ref.ids)):
                 return
-            self._segment, self._ids = stream.segment(number), stream.ids(number)
+            segment, ids = stream.segment(number), stream.ids(number)
             self.ref = ref
         except (DamagedError, StoreError):
             return  # as if it were absent: what it told is stored anew
-        if self._segment is not None and len(self._segment.births) > MAX_SEGMENT_BIRTHS:
-            per_pack = Counter(
-                at.pack for i in range(self._segment.frames) if (at := self._segment.locate(i)) is not None
-            )
+        if segment is None:
+            return
+        self._places = [segment.locate(i) for i in range(segment.frames)]
+        rows = (segment.row(i) for i in range(segment.frames))
+        self._contents = [ids[row] if row >= 0 else ZERO_ID for row in rows]
+        if len(segment.births) > MAX_SEGMENT_BIRTHS:
+            per_pack = Counter(at.pack for at in self._places if at is not None)
             keep = {pack for pack, _ in per_pack.most_common(GATHER_TO)}
             self.avoid = frozenset(per_pack) - keep
+        self._usable = [
+            at if at is not None and at.pack not in self.avoid and trust.location(at) else None
+            for at in self._places
+        ]
 
-    def frame(self, place: int) -> tuple[bytes, Location] | None:
-        """Content id and location of the frame at `place` in the segment, when it may be used again."""
-        if self._segment is None or place >= self._segment.frames:
-            return None
-        at = self._segment.locate(place)
-        if at is None or at.pack in self.avoid or not self._trust.location(at):
-            return None
-        return self._ids[self._segment.row(place)], at
+    def known(self, place: int, contents: list[bytes]) -> list[Location | None]:
+        """Where frames with these content ids lie, from `place` on; None for those that were others, or
+        may not be used again."""
+        end = place + len(contents)
+        there, found = self._contents[place:end], self._usable[place:end]
+        if there == contents:
+            return found
+        found += [None] * (len(contents) - len(found))
+        return [
+            at if at is not None and was == content else None
+            for was, content, at in zip_longest(there, contents, found)
+        ]
 
     def same(self, ids: list[bytes], locations: list[Location | None]) -> bool:
         """Whether the segment is exactly this, so that its items can be shared."""
-        if self._segment is None or self._segment.frames != len(ids):
-            return False
-        for i, (id, at) in enumerate(zip(ids, locations, strict=True)):
-            if self._segment.locate(i) != at or (at is not None and self._ids[self._segment.row(i)] != id):
-                return False
-        return True
+        return ids == self._contents and locations == self._places
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +163,14 @@ class StreamBuilder:
                 self._open[number] = PreviousSegment(self._previous, number, self._trust)
             return self._open[number]
 
-    def known(self, frame: int, content: bytes) -> Location | None:
-        """Where the previous snapshot keeps this frame, if with this content. On any thread."""
-        number, place = divmod(frame, self._geometry.segment_frames)
-        previous = self.previous_segment(number)
-        there = previous.frame(place) if previous is not None else None
-        return there[1] if there is not None and there[0] == content else None
+    def known(self, first: int, contents: list[bytes]) -> list[Location | None]:
+        """Where the previous snapshot keeps the frames from `first` on, if with these content ids. On any
+        thread."""
+        found: list[Location | None] = []
+        for number, place, part in self._parts(first, contents):
+            previous = self.previous_segment(number)
+            found += previous.known(place, part) if previous is not None else [None] * len(part)
+        return found
 
     def usable(self, frame: int, at: Location) -> bool:
         """Whether the frame may use what is stored at `at`: not when its segment is being gathered
@@ -170,21 +182,40 @@ class StreamBuilder:
         per = self._geometry.segment_frames
         return min(per, self._frames - number * per)
 
-    def add(self, frame: int, content: bytes, at: Location) -> None:
-        """The next present frame; numbers ascend, those left out are absent."""
-        number, place = divmod(frame, self._geometry.segment_frames)
+    def _parts(self, first: int, values: list[T]) -> Iterator[tuple[int, int, list[T]]]:
+        """The values of the frames from `first` on by segment: its number, the first's place there, they."""
+        per = self._geometry.segment_frames
+        begin = 0
+        while begin < len(values):
+            number, place = divmod(first + begin, per)
+            yield number, place, values[begin : begin + per - place]
+            begin += per - place
+
+    def add(self, first: int, contents: list[bytes], places: list[Location | None]) -> None:
+        """The next frames: their content ids, `ZERO_ID` for those that are absent, and where they lie."""
+        parts = zip(self._parts(first, contents), self._parts(first, places), strict=True)
+        for (number, place, ids), (_, _, at) in parts:
+            present = [i for i, there in enumerate(at, place) if there is not None]
+            if present:
+                self._add(number, place, ids, at, present)
+
+    def _add(
+        self, number: int, place: int, ids: list[bytes], at: list[Location | None], present: list[int]
+    ) -> None:
         if number != self._current:
             assert number > self._current
             self._finish_segment()
             self._current = number
             count = self._segment_frames(number)
-            self._ids, self._locations = [ZERO_ID] * count, [None] * count
-        assert self._locations[place] is None
-        self._ids[place], self._locations[place] = content, at
-        block = frame * self._geometry.frame // BLOCK_BYTES
-        self._present[block >> 3] |= 1 << (block & 7)
-        self._sealed[number] = self._sealed.get(number, 0) + at.counted
-        self.stored += 1
+            self._ids, self._locations, self._sealed[number] = [ZERO_ID] * count, [None] * count, 0
+        end = place + len(ids)
+        assert not any(self._locations[place:end])
+        self._ids[place:end], self._locations[place:end] = ids, at
+        base = number * self._geometry.segment_frames
+        for block in {(base + i) * self._geometry.frame // BLOCK_BYTES for i in present}:
+            self._present[block >> 3] |= 1 << (block & 7)
+        self._sealed[number] += sum(there.counted for there in at if there is not None)
+        self.stored += len(present)
 
     def _finish_segment(self) -> None:
         number = self._current

@@ -31,7 +31,9 @@ class Trust:
         return (
             size is not None
             and HEADER_BYTES <= at.offset <= size - at.length
-            and all((at.pack, offset) not in self.damage.frames for offset in at.offsets)
+            and not (
+                self.damage.frames and any((at.pack, offset) in self.damage.frames for offset in at.offsets)
+            )
         )
 
     def item(self, ref: ItemRef) -> bool:

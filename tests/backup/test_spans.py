@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmount.backup import spans
-from cloudmount.backup.spans import Spans, word, words
+from cloudmount.backup.spans import Spans, first_words, words
 from cloudmount.blobs.faulty import Fault, FaultyStore, at
 from cloudmount.blobs.memory import MemoryStore
 from cloudmount.crypto.keyring import Keyring
@@ -313,13 +313,13 @@ class Finder:
     def store(self, number: int) -> None:
         at = Location(b"p" * 16, 64 + 4112 * len(self.stored), 4112, BIRTH, len(self.stored))
         self.stored.setdefault(KEYS.content_id(self.frame(number)), at)
-        self.spans.remember(self.stream, number, word(self.content, number * FRAME))
+        self.spans.remember(self.stream, number, first_words(self.content[number * FRAME :][:FRAME], FRAME))
 
     def each(self) -> Iterator[Location | None]:
         """All frames in order; those that aren't found are stored."""
         for n in range(len(self.content) // FRAME):
             self.spans.look(self.stream, n, words(self.content, n * FRAME, FRAME))
-            first = word(self.content, n * FRAME)
+            (first,) = first_words(self.content[n * FRAME :][:FRAME], FRAME)
             at = self.spans.find(self.stream, n, KEYS.content_id(self.frame(n)), first)
             if at is None:
                 self.store(n)
