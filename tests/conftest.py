@@ -1,7 +1,8 @@
 """Fixtures that tests of several rooms share, and what kind of test lies where.
 
 Decided here and only here: what counts as a unit test (`make unit`, under two minutes): all that bears
-none of the marks of pyproject.toml. Marks of whole files are given here, by where they lie.
+none of the marks of pyproject.toml; and that no property is false for being slow. Marks of whole files are
+given here, by where they lie.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("untimed")
 
 pytest_plugins = ("tests.azurite_server",)
 
