@@ -71,19 +71,17 @@ class Uploader:
 
     def find_since(self, content: bytes, moment: int) -> Location | None:
         """Where a frame was put that `find_all` did not know when `moments` was `moment`."""
-        with self._lock:
-            found = self._flying.get(content)
-            forgotten = self.moments - moment > REMEMBERED
-        return self._dedup.find(content) if found is None and forgotten else found
+        found = self._flying.get(content)  # no lock: a pack is counted before it is forgotten
+        if found is None and self.moments - moment > REMEMBERED:
+            return self._dedup.find(content)
+        return found
 
     def store(self, content: bytes, payload: bytes | memoryview) -> Location:
         """Put a frame's encoded payload into the open pack; where it will lie. May wait for room."""
         if self._pack is None:
             self._room_used = self._wait_for_room()
             self._pack = PackWriter(self._keys, self._room_used)
-        at = self._pack.add(content, payload)
-        with self._lock:
-            self._flying[content] = at
+        at = self._flying[content] = self._pack.add(content, payload)
         if self._pack.full:
             self._close_pack()
         return at

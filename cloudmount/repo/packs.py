@@ -136,6 +136,7 @@ class PackWriter:
         self._keys = keys
         self._room = room
         self._birth = Birth(keys.epoch, new_salt())
+        self._id = id_of(self._birth.salt)
         self._sealer = keys.sealer(self._birth.epoch, self._birth.salt, "frame")
         self._header = make_header(KIND_PACK, self._birth)
         room[:HEADER_BYTES] = self._header
@@ -156,7 +157,7 @@ class PackWriter:
         self._ids.append(content)
         self._lengths.append(length)
         self.size += length
-        return Location(id_of(self._birth.salt), offset, length, self._birth, number)
+        return Location(self._id, offset, length, self._birth, number)
 
     def finish(self) -> FinishedPack:
         """The object's name, bytes (in the room) and table."""

@@ -212,6 +212,20 @@ def test_only_what_changed_is_stored(tmp_path: Path) -> None:
     lab.clean()
 
 
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_a_disk_holds_again_at_any_distance_is_stored_once(tmp_path: Path, journal: bool) -> None:
+    """Frames go out of memory while others, that were looked up before, wait to be placed."""
+    rng = random.Random(6)
+    frames = [rng.randbytes(FRAME) for _ in range(3000)]
+    places = [*range(3000), *(rng.randrange(3000) for _ in range(3000)), *range(2900, 3000)]
+    places += [max(0, n - rng.choice((1, 2, 15, 17, 80, 500, 600))) for n in range(3000)]
+    (tmp_path / "disk.img").write_bytes(b"".join(frames[n] for n in places))
+    lab = Lab(tmp_path)
+    result = lab.backup(tmp_path / "disk.img", journal=journal)
+    assert (result.progress.new_frames, result.progress.frames) == (3000, len(places))
+    lab.clean()
+
+
 def test_touched_only(tmp_path: Path) -> None:
     """Read again, because its time is new; nothing is stored but the snapshot."""
     image = tmp_path / "disk.img"
