@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # scripts/run_tests.sh [ARGUMENTS FOR PYTEST]
 #
-# All tests, a process for each core, each with whole files. Many of them run real machines, links and kills, and
-# share the machine with whatever else it does: where at most FEW fail, these are run once more, one after the
+# All tests, a process for each core and one more (at most 4), as many of them wait; each with whole files. Many
+# run real machines, links and kills, and share the machine with whatever else it does: where at most FEW fail, these are run once more, one after the
 # other with nothing beside them, and what passed only then is named at the end, because it is a fault to be mended
 # all the same: in the test or in the program. What fails twice, or more than a few, fails the suite.
 set -euo pipefail
@@ -12,8 +12,9 @@ readonly FEW=4
 pytest=(.venv/bin/python -m pytest)
 
 rm -f .pytest_cache/v/cache/lastfailed
+processes=$(($(nproc) + 1))
 status=0
-"${pytest[@]}" -n auto --maxprocesses 4 --dist loadfile "$@" || status=$?
+"${pytest[@]}" -n $((processes < 4 ? processes : 4)) --dist loadfile "$@" || status=$?
 [ "$status" = 1 ] || exit "$status" # 1: tests failed; others: interrupted, wrong usage, none found
 
 mapfile -t failed < <(.venv/bin/python -c '

@@ -31,8 +31,8 @@ AHEAD = 12
 WAITING = 256
 """Batches and actions in the queue: a million empty files are not all held open."""
 WORKERS = max(2, os.cpu_count() or 2)
-"""Threads that read, hash and compress: as many as processors; more only wait for each other (measured on
-two: 6.2 s with two more, 6.0 with one, 5.8 with none)."""
+"""Threads that read, hash and compress: as many as processors, at least two; more only wait for each other
+(measured on two: 6.2 s with two more, 6.0 with one, 5.8 with none)."""
 
 
 class New(NamedTuple):

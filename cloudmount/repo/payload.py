@@ -119,7 +119,7 @@ def encode_frame(plain: bytes | memoryview, dictionary: Dictionary | None = None
 
 def _compressible(plain: bytes | memoryview) -> bool:
     """Whether the bytes in a frame's middle differ less than those of noise, of which 256 hold 162 different
-    ones, give or take 6; of a small frame always."""
+    ones, give or take 5; of a small frame always."""
     middle = len(plain) // 2
     return len(plain) < _LOOKED_AT or len(set(plain[middle : middle + _LOOK])) < _NOISE
 

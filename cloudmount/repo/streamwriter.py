@@ -124,7 +124,7 @@ class BuiltStream:
 
 
 class StreamBuilder:
-    """Takes a stream's present frames in order and makes its map."""
+    """Takes a stream's frames in order and makes its map; absent ones may be left out."""
 
     def __init__(
         self,
@@ -168,8 +168,9 @@ class StreamBuilder:
         thread."""
         found: list[Location | None] = []
         for number, place, part in self._parts(first, contents):
-            previous = self.previous_segment(number)
-            found += previous.known(place, part) if previous is not None else [None] * len(part)
+            empty = part.count(ZERO_ID) == len(part)  # whose segment needn't be loaded
+            previous = None if empty else self.previous_segment(number)
+            found += [None] * len(part) if previous is None else previous.known(place, part)
         return found
 
     def usable(self, frame: int, at: Location) -> bool:

@@ -348,10 +348,10 @@ fn read(
         .ok_or_else(|| PyValueError::new_err("other bytes came than were asked for"))?;
     let bytes = PyBackedBytes::from(bytes);
     py.detach(|| {
+        file.remember(&core.memory, from, &bytes); // before the reader asks for more of it
         if let Some(Answer::Data(reply)) = job.claim() {
             reply.data(&bytes[start..start + length]);
         }
-        file.remember(&core.memory, from, &bytes); // while the reader wakes
     });
     Ok(0)
 }

@@ -15,11 +15,11 @@ pub const MOMENT: Duration = Duration::from_micros(100);
 /// At most so many requests are not looked for after one that was, in vain.
 const FORGONE: u32 = 1 << 12;
 
-/// Whether it pays to look for the next request: of one event loop.
+/// Whether it pays to look for the next request: of one drive.
 pub struct Patience {
     /// So many more are not looked for.
     forgo: u32,
-    /// And how many after the next time in vain.
+    /// Half of how many after the next time in vain.
     price: u32,
 }
 

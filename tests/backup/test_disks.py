@@ -15,6 +15,8 @@ from cloudmount.blobs.memory import MemoryStore
 from cloudmount.errors import UnreadableInputError
 from cloudmount.repo import streamwriter
 from cloudmount.repo.streams import StreamMap
+from cloudmount.repo.streamwriter import PreviousSegment
+from cloudmount.repo.trust import Trust
 from tests.backup.lab import FRAME, PACK, PAGE, SEGMENT, Lab, disk_maps, frames_of, objects
 from tests.disks.disk_model import Model
 from tests.disks.vhdx_writer import FULL, PARTIAL, ZERO, VhdxFile
@@ -224,6 +226,26 @@ def test_what_a_disk_holds_again_at_any_distance_is_stored_once(tmp_path: Path, 
     result = lab.backup(tmp_path / "disk.img", journal=journal)
     assert (result.progress.new_frames, result.progress.frames) == (3000, len(places))
     lab.clean()
+
+
+def test_what_is_all_zeros_now_is_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that was full, wiped with zeros that are read as data: its old map isn't loaded or kept."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(random.Random(8).randbytes(20 * MIB))
+    lab = Lab(tmp_path)
+    lab.backup(image)
+    image.write_bytes(bytes(19 * MIB) + b"x" * MIB)
+    loaded: list[int] = []
+
+    class Counted(PreviousSegment):
+        def __init__(self, stream: StreamMap, number: int, trust: Trust) -> None:
+            loaded.append(number)
+            super().__init__(stream, number, trust)
+
+    monkeypatch.setattr(streamwriter, "PreviousSegment", Counted)
+    result = lab.backup(image)
+    assert loaded == [9]
+    assert _disk(lab, result) == image.read_bytes()
 
 
 def test_touched_only(tmp_path: Path) -> None:

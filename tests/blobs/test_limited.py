@@ -132,7 +132,7 @@ def test_an_upload_is_spread_over_its_time() -> None:
 
 def test_a_download_is_spread_over_its_time_and_its_default_deadline_waits() -> None:
     data = bytes(range(256)) * 2000
-    with FakeAzure(serving(data)) as fake, fake.store(answer=0.2, slowest=1e9) as inner:
+    with FakeAzure(serving(data)) as fake, fake.store(answer=0.6, slowest=1e9) as inner:
         store = LimitedStore(inner, down=len(data))
         start = time.monotonic()
         assert store.read("x", 0, len(data)) == data

@@ -114,7 +114,8 @@ class StoredRepository:
         maps = MapSet(keys, lambda name, data: self.store.create(name, bytes(data)))
         builder = StreamBuilder(keys, self.geometry, maps, Trust(), len(content))
         for n in sorted(places):
-            builder.add(n, *places[n])
+            content_id, at = places[n]
+            builder.add(n, [content_id], [at])
         built = builder.finish()
         root = built.root_in_items(maps)
         maps.close()
