@@ -2,9 +2,10 @@
 # scripts/run_tests.sh [ARGUMENTS FOR PYTEST]
 #
 # All tests, a process for each core and one more (at most 4), as many of them wait; each with whole files. Many
-# run real machines, links and kills, and share the machine with whatever else it does: where at most FEW fail, these are run once more, one after the
-# other with nothing beside them, and what passed only then is named at the end, because it is a fault to be mended
-# all the same: in the test or in the program. What fails twice, or more than a few, fails the suite.
+# run real machines, links and kills, and share the machine with whatever else it does: where at most FEW fail,
+# these are run once more, one after the other with nothing beside them, and what passed only then is named at
+# the end, because it is a fault to be mended all the same: in the test or in the program. What fails twice, or
+# more than a few, fails the suite.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TypeVar
 
 from cloudmount.crypto.keyring import ID_BYTES, ZERO_ID, Keyring
 from cloudmount.errors import DamagedError, StoreError
@@ -30,8 +29,6 @@ MAX_SEGMENT_BIRTHS = 96
 """A segment lying in more packs than this is gathered: simulated at 1 % scattered change a day, 109 packs
 need 45 KiB of locations, and 48 is the most that a segment should take (docs/architecture.md)."""
 GATHER_TO = 64
-
-T = TypeVar("T")
 
 
 class PreviousSegment:
@@ -167,10 +164,11 @@ class StreamBuilder:
         """Where the previous snapshot keeps the frames from `first` on, if with these content ids. On any
         thread."""
         found: list[Location | None] = []
-        for number, place, part in self._parts(first, contents):
-            empty = part.count(ZERO_ID) == len(part)  # whose segment needn't be loaded
+        for number, place, part in self._parts(first, len(contents)):
+            ids = contents[part]
+            empty = ids.count(ZERO_ID) == len(ids)  # whose segment needn't be loaded
             previous = None if empty else self.previous_segment(number)
-            found += [None] * len(part) if previous is None else previous.known(place, part)
+            found += [None] * len(ids) if previous is None else previous.known(place, ids)
         return found
 
     def usable(self, frame: int, at: Location) -> bool:
@@ -183,26 +181,25 @@ class StreamBuilder:
         per = self._geometry.segment_frames
         return min(per, self._frames - number * per)
 
-    def _parts(self, first: int, values: list[T]) -> Iterator[tuple[int, int, list[T]]]:
-        """The values of the frames from `first` on by segment: its number, the first's place there, they."""
+    def _parts(self, first: int, count: int) -> Iterator[tuple[int, int, slice]]:
+        """`count` frames from `first` on by segment: its number, where they begin in it, which they are."""
         per = self._geometry.segment_frames
         begin = 0
-        while begin < len(values):
+        while begin < count:
             number, place = divmod(first + begin, per)
-            yield number, place, values[begin : begin + per - place]
-            begin += per - place
+            end = min(count, begin + per - place)
+            yield number, place, slice(begin, end)
+            begin = end
 
     def add(self, first: int, contents: list[bytes], places: list[Location | None]) -> None:
         """The next frames: their content ids, `ZERO_ID` for those that are absent, and where they lie."""
-        parts = zip(self._parts(first, contents), self._parts(first, places), strict=True)
-        for (number, place, ids), (_, _, at) in parts:
-            present = [i for i, there in enumerate(at, place) if there is not None]
-            if present:
-                self._add(number, place, ids, at, present)
+        for number, place, part in self._parts(first, len(contents)):
+            self._add(number, place, contents[part], places[part])
 
-    def _add(
-        self, number: int, place: int, ids: list[bytes], at: list[Location | None], present: list[int]
-    ) -> None:
+    def _add(self, number: int, place: int, ids: list[bytes], at: list[Location | None]) -> None:
+        present = [i for i, there in enumerate(at, place) if there is not None]
+        if not present:
+            return
         if number != self._current:
             assert number > self._current
             self._finish_segment()

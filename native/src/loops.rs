@@ -9,7 +9,6 @@
 //! Threading: the event loops; a lock for a few operations.
 
 use std::cell::RefCell;
-use std::hint;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
@@ -137,7 +136,6 @@ impl Loops {
             if since.elapsed() > MOMENT {
                 return false;
             }
-            hint::spin_loop();
         }
         true
     }

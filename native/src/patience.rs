@@ -19,7 +19,7 @@ const FORGONE: u32 = 1 << 12;
 pub struct Patience {
     /// So many more are not looked for.
     forgo: u32,
-    /// Half of how many after the next time in vain.
+    /// And how many after the next time in vain.
     price: u32,
 }
 
@@ -42,8 +42,8 @@ impl Patience {
         if came {
             self.price -= self.price.div_ceil(8).min(self.price - 1);
         } else {
-            self.price = (2 * self.price).min(FORGONE);
             self.forgo = self.price;
+            self.price = (2 * self.price).min(FORGONE);
         }
     }
 }

@@ -31,7 +31,7 @@ PATHS = st.lists(HOSTILE.filter(lambda n: n not in (".", "..")), min_size=1, max
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(PATHS, min_size=20, max_size=40))
 def test_units_are_named_as_systemd_names_them(paths: list[str]) -> None:
     short = [p for p in paths if len(os.fsencode(p)) < 50]
