@@ -42,10 +42,11 @@ def main() -> int:
     def up(path: str) -> None:
         volume = machine.volume(path)
         if given.tree == "stuck":
+            opened = [volume.open(f"\\s{number}") for number in range(READERS)]  # so that all at work read
 
             def read(number: int) -> None:
                 try:
-                    volume.read(volume.open(f"\\s{number}"), 0, 4096)
+                    volume.read(opened[number], 0, 4096)
                 except NtError as error:
                     say(status=error.status)
 
